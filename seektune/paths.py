@@ -55,3 +55,15 @@ def refuse_dangling(path: Path) -> None:
     for place in (path, *path.parents):
         if place.is_symlink() and not place.exists():
             raise ValueError(f"{path}: {place} is a link to {place.readlink()}, which does not exist; make it first")
+
+
+def refuse_no_folder(path: Path) -> None:
+    """Check that a folder can be made, or is one.
+
+    Raises:
+        ValueError: it, or a folder above it, is a file, or a link that leads nowhere.
+    """
+    refuse_dangling(path)
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{path}: {place} is a file; name a folder")

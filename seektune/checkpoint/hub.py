@@ -11,6 +11,11 @@ from seektune.io.other_formats import other_format
 FILES = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "encoding/*"]
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a text has the form of a Hub repository's name."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
+
+
 def locate(source: str | Path) -> Path:
     """The local folder of a checkpoint. A Hub id is downloaded first; an interrupted download is resumed.
 
@@ -23,7 +28,7 @@ def locate(source: str | Path) -> Path:
         raise ValueError(other)
     if str(source) and folder.is_dir():
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if not is_hub_id(str(source)):
         raise ValueError(f"{str(source) or 'an empty name'} is neither a folder nor a Hub id (organisation/name)")
     try:
         return Path(snapshot_download(str(source), allow_patterns=FILES))

@@ -31,7 +31,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt) or _wraps_interrupt(error):
         return FAILURE, str(error) if isinstance(error, KeyboardInterrupt) and str(error) else "interrupted by Ctrl-C"
     if isinstance(error, typer.TyperException):
-        return USER_MISTAKE, _with_new_name(error.format_message())
+        return USER_MISTAKE, _with_new_name(error.format_message().replace(": Value error, ", ": ", 1))
     if isinstance(error, ValueError):
         return USER_MISTAKE, str(error)
     if isinstance(error, BrokenPipeError):

@@ -69,7 +69,7 @@ def print_job(
         gpus=gpus,
         name=options.name or label(loaded.name),
         environment=options.environment,
-        has_run_dir=loaded.recipe.run_dir is not None,
+        run_dir=loaded.recipe.run_dir,
         seconds=options.signal_seconds,
     )
     script = render(job)

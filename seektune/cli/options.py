@@ -188,7 +188,7 @@ def _generate_options(
             static_steps=cuda_graphs,
             thinking=thinking,
             reading=load(),
-            reasoning_effort=reasoning_effort,
+            reasoning_effort=_with_thinking(reasoning_effort, thinking),
             encoding=encoding,
             json_schema=None if json_schema is None else read_json(json_schema),
             regex=regex,
@@ -196,6 +196,12 @@ def _generate_options(
         )
 
     return make
+
+
+def _with_thinking(effort: str | None, thinking: bool) -> str | None:
+    if effort is not None and not thinking:
+        raise ValueError("--reasoning-effort has no effect without --thinking; give both, or leave it out")
+    return effort
 
 
 def prefix_options(

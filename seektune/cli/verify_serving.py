@@ -6,6 +6,7 @@ import typer
 
 from seektune.cli.errors import explain_out_of_memory
 from seektune.cli.options import Action, MakeLoadOptions, Model, load_options, with_groups
+from seektune.io.http_url import check_http_url
 
 VERIFY_SERVING_HELP = """Check whether the OpenAI-compatible server at URL computes MODEL, or MODEL with an adapter.
 
@@ -37,8 +38,7 @@ def _verify_serving(
     """The command `verify-serving`."""
 
     def run() -> int:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"{url} is not an address of a server; it begins with http:// or https://")
+        check_http_url(url)
         options = load()
         from seektune.evaluate.served_model import ServedModel
         from seektune.workflows.verify_serving import verify_serving

@@ -55,7 +55,7 @@ class ChoiceTask:
                 "acc": Metric("acc", ".1%", baseline=guessing, outcomes="right"),
                 "acc_norm": Metric("acc_norm", ".1%", baseline=guessing, outcomes="right_norm"),
             },
-            facts=(("questions", "{n:,}"), ("loss", "{loss:.4f} nats per token of the right endings")),
+            facts=(("questions", "{n:,}"), ("loss", "{loss:z.4f} nats per token of the right endings")),
             data=self.data,
         )
 

@@ -54,7 +54,7 @@ class TaskConfig(Section):
     """Name in files and reports; null = `name`."""
     every: PositiveInt | None = None
     """Steps between two runs of the task during training; null = only before and after."""
-    prompts: list[str | dict[str, Any]] | None = None
+    prompts: Annotated[list[str | dict[str, Any]], Field(min_length=1)] | None = None
     """`samples`: texts to continue, or rows as in a file of `path`."""
     path: PathString | None = None
     """`samples` and `answers`: .jsonl file of rows with `prompt` or `messages`; for `answers` with `answer`, or a

@@ -42,7 +42,7 @@ class NgramTask:
         loss: Metric = replace(whole.metrics["loss"], headline=True, baseline=baseline)
         about = (
             f"held-out examples; the {ORDER}-gram model is counted on the training tokens, Kneser-Ney smoothed; with "
-            f"Witten-Bell back-off its loss is {self._loss(NgramModel.witten_bell(grams)):.4f}"
+            f"Witten-Bell back-off its loss is {self._loss(NgramModel.witten_bell(grams)):z.4f}"
         )
         return replace(
             whole,

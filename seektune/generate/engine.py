@@ -62,8 +62,8 @@ class DecodeEngine:
                 of a whole model with plain weights on one device.
 
         Raises:
-            ValueError: a request is invalid or can never fit into `memory`, or the model has no drafter or no static
-                steps.
+            ValueError: a request is invalid, is longer than the model's context or can never fit into `memory`, or the
+                model has no drafter or no static steps.
         """
         most = max((each.longest for each in requests), default=0) if longest is None else longest
         grows = longest is not None
@@ -72,7 +72,7 @@ class DecodeEngine:
         options = EngineOptions(most, grows, speculative, kept, cpu_kernels, static_steps, memory, rooms)
         _check_options(model, options)
         self._longest = most
-        self._vocab_size = model.config.vocab_size
+        self._config = model.config
         self._check(requests)
         self._engine = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
         self._stages = self._engine.stages
@@ -141,7 +141,9 @@ class DecodeEngine:
 
     def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            request.check(self._vocab_size)
+            request.check(self._config.vocab_size)
+            tokens = len(request.prompt) + request.max_new_tokens
+            self._config.check_length(tokens, "the length of the prompt and its new tokens")
             if request.longest > self._longest:
                 raise ValueError(f"a sequence of up to {request.longest} tokens exceeds the maximum of {self._longest}")
 

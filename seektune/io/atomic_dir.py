@@ -10,7 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from seektune.io.atomic import SCRATCH, flush
-from seektune.paths import refuse_dangling
+from seektune.paths import refuse_no_folder
 
 OLD = ".old"
 """Suffix of a folder that is being replaced."""
@@ -26,13 +26,13 @@ def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     followed. Scratch folders of `final` that killed processes left behind are removed first.
 
     Raises:
-        ValueError: `final` exists, is not an empty folder, and `replace` is False; or it is behind a link into a folder
-            that does not exist.
+        ValueError: `final` is a folder that is not empty, and `replace` is False; it or a folder above it is a file, or
+            a link that leads nowhere.
     """
     linked_into_folder = final.is_symlink() and final.resolve().parent.is_dir()
-    refuse_dangling(final.parent if linked_into_folder else final)
+    refuse_no_folder(final.parent if linked_into_folder else final)
     final = final.resolve()
-    if not replace and final.exists() and (not final.is_dir() or any(final.iterdir())):
+    if not replace and final.exists() and any(final.iterdir()):
         raise ValueError(f"{final} already exists and is not empty; choose another folder or remove it first")
     final.parent.mkdir(parents=True, exist_ok=True)
     for left in final.parent.glob(f".{glob.escape(final.name)}.*{SCRATCH}"):

@@ -6,6 +6,7 @@ from typing import Any
 
 from seektune.io.json_file import MOST_CONFIG_BYTES, read_json, write_json
 from seektune.io.other_formats import other_format
+from seektune.io.run_files import MODEL
 from seektune.io.tensor_names import tensor_names
 from seektune.io.transformers_config import is_transformers, released_keys
 
@@ -44,7 +45,7 @@ def read_config(place: Path) -> dict[str, Any]:
     """
     file = config_file(place)
     if not file.is_file():
-        missing = f"{file} does not exist; a checkpoint folder holds {CONFIG} beside its safetensors"
+        missing = f"{file} does not exist; {_meant(place)}"
         raise ValueError(other_format(place) or missing)
     config = read_json(file, MOST_CONFIG_BYTES)
     if not is_transformers(config):
@@ -53,6 +54,15 @@ def read_config(place: Path) -> dict[str, Any]:
         return released_keys(config, _drafter_blocks(place, config))
     except ValueError as error:
         raise ValueError(f"{file} has the keys of transformers, but {error}") from None
+
+
+def _meant(place: Path) -> str:
+    """What to name instead of a folder that is no checkpoint."""
+    if (place / MODEL / CONFIG).is_file():
+        return f"this is the folder of a run: name {place / MODEL}"
+    if (place / "adapter_config.json").is_file():
+        return "this is an adapter: name its base as the model, and this folder as the adapter"
+    return f"a checkpoint folder holds {CONFIG} beside its safetensors"
 
 
 def lost_drafter(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seektune.io.atomic import replacing, write_all
-from seektune.io.regular_file import open_regular
+from seektune.io.regular_file import open_named
 
 MOST_STEPS = 2**48
 """More steps than any run has."""
@@ -26,11 +26,8 @@ def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
             than an object.
         OSError: it cannot be read.
     """
-    try:
-        with open_regular(path) as file:
-            content = file.read(most + 1)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
+    with open_named(path) as file:
+        content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"{path} is larger than {most // 2**20} MiB, which no such file of a checkpoint or run is")
     try:

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Self
 
 from seektune.io.atomic import AtomicAppender, write_atomically
 from seektune.io.json_file import MOST_STEPS, whole_number
-from seektune.io.regular_file import open_regular
+from seektune.io.regular_file import open_named, open_regular
 from seektune.io.text import check_unicode
 
 MOST_BYTES = 2**28
@@ -19,11 +19,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The object of each line and where it was read, `FILE line N`; empty lines are skipped.
 
     Raises:
-        ValueError: it is not a regular file, or a line is not a JSON object in UTF-8; the message begins with file and
-            line.
+        ValueError: it is missing or not a regular file, or a line is not a JSON object in UTF-8; the message begins
+            with file and line.
         OSError: the file cannot be read.
     """
-    with open_regular(path) as file:
+    with open_named(path) as file:
         for number, line in bounded_lines(file, f"{path} "):
             if line.removeprefix(BOM_UTF8).strip():
                 yield f"{path} line {number}", _parsed(line, f"{path} line {number}")

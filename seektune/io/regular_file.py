@@ -35,6 +35,19 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
+def open_named(path: Path) -> BinaryIO:
+    """As `open_regular`, of a file that somebody named.
+
+    Raises:
+        ValueError: also where nothing has that name.
+        OSError: it cannot be opened.
+    """
+    try:
+        return open_regular(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+
+
 def check_regular(path: Path) -> None:
     """Check that a path is a regular file, before a library opens it by its name.
 

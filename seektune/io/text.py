@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from seektune.io.regular_file import open_regular
+from seektune.io.regular_file import open_named
 
 
 def check_unicode(text: str) -> None:
@@ -36,10 +36,10 @@ def read_text(path: Path) -> str:
     """The text of a UTF-8 file with its line ends as they are, without a byte order mark.
 
     Raises:
-        ValueError: it is not UTF-8, or not a regular file.
+        ValueError: it does not exist, is not UTF-8, or not a regular file.
         OSError: it cannot be read.
     """
-    with open_regular(path) as file:
+    with open_named(path) as file:
         content = file.read()
     try:
         return content.decode("utf-8-sig")

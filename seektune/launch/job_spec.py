@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import normpath
+from pathlib import PurePosixPath
 
 from seektune.io.secrets import is_secret, is_secret_name
 
@@ -65,8 +67,8 @@ class JobSpec:
     """GPUs per node, with one process each."""
     name: str
     environment: Environment = Environment()
-    has_run_dir: bool = False
-    """Whether the recipe or an override sets the run's folder."""
+    run_dir: str | None = None
+    """The run's folder, if the recipe or an override sets it."""
     seconds: int = 600
     """Seconds between the signal to stop and the kill."""
 
@@ -83,7 +85,19 @@ class JobSpec:
         """The command of every node, without its rank and endpoint; `folder` is the default of `--run_dir`."""
         words = [*program, "train", self.recipe, *self.overrides, f"--nproc-per-node={self.gpus}"]
         words.append(f"--shutdown-timeout={self.grace}")
-        return words if self.has_run_dir else [*words, f"--run_dir={folder}"]
+        return [*words, f"--run_dir={folder}"] if self.run_dir is None else words
+
+    def check_storage(self, mount: str) -> None:
+        """Check that the run's folder is below the only folder that outlives a node and that all nodes share.
+
+        Raises:
+            ValueError: it is elsewhere.
+        """
+        if self.run_dir is not None and PurePosixPath(mount) not in PurePosixPath(normpath(self.run_dir)).parents:
+            raise ValueError(
+                f"run_dir {_shown(self.run_dir)} is not below {mount}: checkpoints would be lost with the node; "
+                f"leave run_dir out, or set --run_dir={mount}/{self.name}"
+            )
 
 
 def one_line(what: str, text: str) -> str:

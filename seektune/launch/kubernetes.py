@@ -41,7 +41,7 @@ def write_kubernetes(spec: JobSpec, options: Kubernetes) -> str:
     """The job as YAML.
 
     Raises:
-        ValueError: an option is not a valid name, path or amount.
+        ValueError: an option is not a valid name, path or amount, or the run's folder is not on the claim.
     """
     for what, name in (("--name", spec.name), ("--namespace", options.namespace), ("--secret", options.secret)):
         checked_label(what, name)
@@ -53,6 +53,7 @@ def write_kubernetes(spec: JobSpec, options: Kubernetes) -> str:
         raise ValueError("--image is empty")
     if not PATH.fullmatch(one_line("--mount", options.mount)):
         raise ValueError(f"--mount {options.mount!r} must be a path from / without a colon")
+    spec.check_storage(options.mount)
     if not QUANTITY.fullmatch(options.shm):
         raise ValueError(f"--shm {options.shm!r} must be an amount of memory, such as 64Gi")
     made = _train_job(spec, options) if options.kind == "trainjob" else _pytorch_job(spec, options)

@@ -49,6 +49,7 @@ def write_skypilot(spec: JobSpec, options: Skypilot) -> str:
     """
     options.check(spec.nodes)
     checked_label("--name", spec.name)
+    spec.check_storage(WHERE)
     resources: dict[str, Any] = {
         "accelerators": one_line("--gpu", f"{options.gpu}:{spec.gpus}"),
         "use_spot": options.spot,

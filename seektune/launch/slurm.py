@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from seektune.exit_codes import RESUME_ME
 from seektune.launch.job_spec import JobSpec, header, one_line, setup_line
-from seektune.launch.slurm_options import array_of, check_array, check_time, checked_option
+from seektune.launch.slurm_options import array_of, check_array, check_time, checked_options
 from seektune.paths import expand_path
 
 SCRIPT_VARIABLES = ("hosts", "host", "port", "command", "step", "start", "step_id", "signals", "seen", "code")
@@ -54,7 +54,7 @@ def write_slurm(spec: JobSpec, slurm: Slurm) -> str:
         ValueError: an option cannot be written safely.
     """
     slurm.check(spec.seconds)
-    check_array(slurm.sbatch, spec.has_run_dir)
+    check_array(slurm.sbatch, spec.run_dir is not None)
     if taken := [
         name for name in (*spec.environment.names, *dict(spec.environment.values)) if name in SCRIPT_VARIABLES
     ]:
@@ -86,8 +86,7 @@ def _head(spec: JobSpec, slurm: Slurm) -> Iterator[str]:
     yield "#SBATCH --open-mode=append     # a requeued job appends to its log"
     yield f"#SBATCH --signal=B:USR1@{spec.seconds}    # to this script, that many seconds before the time limit"
     yield f"#SBATCH --{'requeue' if slurm.requeue else 'no-requeue'}"
-    for option in slurm.sbatch:
-        yield f"#SBATCH {checked_option(option)}"
+    yield from (f"#SBATCH {option}" for option in checked_options(slurm.sbatch))
 
 
 def _body(spec: JobSpec, slurm: Slurm) -> Iterator[str]:

@@ -22,6 +22,7 @@ OWN = (
     *("no-requeue", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "signal", "time", "wrap"),
 )
 """Options that the script itself or another flag sets."""
+ARRAY = "array"
 SHORTER = ("time-min", "deadline")
 """Options by which a job may end before its time limit."""
 
@@ -86,23 +87,41 @@ def check_array(options: Sequence[str], has_run_dir: bool) -> None:
 
 def array_of(options: Sequence[str]) -> str | None:
     """The value of sbatch's option `array`, if it is among them."""
-    given = [option.lstrip("-").removeprefix("array=") for option in options if option.lstrip("-").startswith("array=")]
+    given = [
+        option.lstrip("-").removeprefix(f"{ARRAY}=") for option in options if option.lstrip("-").startswith(f"{ARRAY}=")
+    ]
     return given[-1] if given else None
+
+
+def checked_options(options: Sequence[str]) -> list[str]:
+    """Further options of sbatch as lines of the script's head have them.
+
+    Raises:
+        ValueError: one cannot be added (`checked_option`), or is given twice.
+    """
+    lines = [checked_option(option) for option in options]
+    names = [line.partition("=")[0] for line in lines]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--sbatch {twice[0]} is given twice; sbatch would take the last one alone")
+    return lines
 
 
 def checked_option(option: str) -> str:
     """A further option of sbatch, with or without its dashes, as a line of the script's head has it.
 
     Raises:
-        ValueError: it is not an option, needs quoting, or the script sets it itself.
+        ValueError: it is not an option, needs quoting, abbreviates one that matters here, or the script sets it itself.
     """
     option = f"--{option.lstrip('-')}"
     header("--sbatch", option)
     if not OPTION.fullmatch(option):
         raise ValueError(f"--sbatch {option} must be NAME=VALUE or NAME, such as --sbatch reservation=mine")
-    name = option.partition("=")[0]
-    if name.removeprefix("--") in OWN:
-        raise ValueError(f"--sbatch {option}: the script sets {name} itself, or a flag of this command does")
-    if name.removeprefix("--") in SHORTER:
+    name = option.removeprefix("--").partition("=")[0]
+    if name in OWN:
+        raise ValueError(f"--sbatch {option}: the script sets --{name} itself, or a flag of this command does")
+    for whole in (*OWN, *SHORTER, ARRAY):
+        if whole.startswith(name) and whole != name:
+            raise ValueError(f"--sbatch {option}: sbatch may read --{name} as --{whole}; write the name out")
+    if name in SHORTER:
         raise ValueError(f"--sbatch {option} lets Slurm end the job before --time, too early to save; set --time alone")
     return option

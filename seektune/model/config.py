@@ -117,6 +117,15 @@ class DeepseekV4Config(DSparkKeys):
             if is_wrong:
                 raise ValueError(message)
 
+    def check_length(self, tokens: int, what: str) -> None:
+        """Check that a sequence is within the context of the model.
+
+        Raises:
+            ValueError: it is longer; the message begins with `what`.
+        """
+        if tokens > self.max_position_embeddings:
+            raise ValueError(f"{what} ({tokens}) exceeds the model's {self.max_position_embeddings} positions")
+
     @classmethod
     def preset(cls, name: str) -> Self:
         """The architecture of a variant (`seektune.model.variants`); `tiny` has every mechanism at CPU size."""

@@ -9,16 +9,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field
 
-from seektune.io.text import on_one_line, read_text
+from seektune.io.json_file import is_number
 from seektune.parallel.config import MAX_PROCESSES
+from seektune.recipe.document import FileKind, read_document, shorten
+from seektune.recipe.validation import validate
 from seektune.section import Section
 
 GIGA = 10**9
-MOST_DEPTH = 16
-"""Deeper than any cluster file is nested."""
+LEAST_RATE = 1e-3
+MOST_RATE = 1e9
+"""Bounds of the numbers of a cluster file, in its units."""
+LONGEST_NAME = 80
+"""Characters of the name of a GPU."""
+CLUSTER = FileKind("a cluster file", "keys and values such as gpu: h100-80gb", "docs/planning.md shows one")
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,20 @@ class Cluster:
         return self.link if processes * apart <= self.gpus_per_node else self.network
 
 
+def _check_link(value: Any) -> Any:
+    """A known link or a rate, before its type is looked at; the union of both would be told as two mistakes."""
+    links = hardware_data()["links"]
+    if isinstance(value, str) and value not in links:
+        raise ValueError(f"{shorten(value)} is not a known link; known are {', '.join(links)}, or a number of GB/s")
+    if not isinstance(value, str | None) and not (is_number(value) and LEAST_RATE <= value <= MOST_RATE):
+        shown = shorten(str(value))
+        raise ValueError(f"must be a known link, or a number of GB/s from {LEAST_RATE:g} to {MOST_RATE:g}, not {shown}")
+    return value
+
+
 Count = Annotated[int, Field(gt=0, le=MAX_PROCESSES)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=LEAST_RATE, le=MOST_RATE)]
+Link = Annotated[str | float | None, BeforeValidator(_check_link)]
 
 
 class ClusterFile(Section):
@@ -75,9 +92,9 @@ class ClusterFile(Section):
     """Peak rate of dense bf16 products."""
     memory_gb_s: Rate | None = None
     """Bandwidth of the GPU's memory."""
-    link: str | Rate | None = None
+    link: Link = None
     """Within a node: a known link, such as nvlink4, or GB/s per GPU and direction."""
-    network: str | Rate | None = None
+    network: Link = None
     """Between nodes: a known link, such as ndr400, hdr200 or ethernet100, or GB/s per GPU and direction."""
     assumed: dict[str, float] = Field(default_factory=dict)
     """Values in place of assumed ones, such as `matmul: 0.5` or `ep_overlap: 0.8`; every plan lists them."""
@@ -102,7 +119,9 @@ def known_gpu(name: str, gpus: int) -> Cluster:
     Raises:
         ValueError: there is no such type, or too many GPUs.
     """
-    return _cluster(_validate({"gpu": name, "gpus": gpus}, "--gpu"), "--gpu")
+    if gpus > MAX_PROCESSES:
+        raise ValueError(f"{gpus} GPUs are more than any plan has; at most {MAX_PROCESSES}")
+    return _cluster(ClusterFile(gpu=name, gpus=gpus), "--gpu")
 
 
 def read_cluster(path: str | Path) -> Cluster:
@@ -112,45 +131,13 @@ def read_cluster(path: str | Path) -> Cluster:
         ValueError: the file is not a valid `ClusterFile`.
         OSError: it cannot be read.
     """
-    try:
-        text = read_text(Path(path))
-        _check_events(text, path)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return _cluster(_validate(values, str(path)), str(path))
-
-
-def _check_events(text: str, path: str | Path) -> None:
-    """Refuse what a cluster file has no use for and PyYAML takes long for, before it is loaded."""
-    depth = 0
-    for event in yaml.parse(text):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"{path}: aliases are not used here; write the values out")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MOST_DEPTH:
-            raise ValueError(f"{path} is nested too deeply")
-
-
-def _validate(values: object, origin: str) -> ClusterFile:
-    try:
-        return ClusterFile.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"]
-        if not key:
-            key = "a cluster"
-            message = "must be keys and values, such as gpu: h100-80gb"
-        elif (name := problem["loc"][0]) in ("link", "network"):
-            key = str(name)
-            message = f"must be a known link or a number of GB/s, not {on_one_line(repr(problem['input']))[:80]}"
-        raise ValueError(f"{origin}: {key}: {message}") from None
+    document = read_document(path, CLUSTER)
+    return _cluster(validate(document, ClusterFile, CLUSTER), str(path))
 
 
 def _cluster(file: ClusterFile, origin: str) -> Cluster:
-    if on_one_line(file.gpu) != file.gpu or "[" in file.gpu:
-        raise ValueError(f"{origin}: gpu holds characters that no name of a GPU has")
+    if not file.gpu.isprintable() or "[" in file.gpu or len(file.gpu) > LONGEST_NAME:
+        raise ValueError(f"{origin}: gpu is longer than any name of a GPU, or holds characters that none has")
     defaults = hardware_data()["gpus"].get(file.gpu, {})
     values = {key: value for key, value in file.model_dump().items() if value is not None}
     needed = ("gpus_per_node", "memory_gb", "bf16_tflops", "memory_gb_s")
@@ -166,7 +153,7 @@ def _cluster(file: ClusterFile, origin: str) -> Cluster:
             f"{origin}: {file.gpu} is not a known GPU; {hint} are {', '.join(hardware_data()['gpus'])}; another needs "
             f"{', '.join(missing)} in a cluster file"
         )
-    _check_assumed(file.assumed, origin)
+    check_assumed(file.assumed, origin)
     return Cluster(
         gpu=file.gpu,
         gpus=file.gpus,
@@ -174,13 +161,18 @@ def _cluster(file: ClusterFile, origin: str) -> Cluster:
         memory=round(whole["memory_gb"] * GIGA),
         flops=whole["bf16_tflops"] * 1e12,
         memory_rate=whole["memory_gb_s"] * GIGA,
-        link=_rate(whole["link"], origin),
-        network=_rate(whole["network"], origin),
+        link=_rate(whole["link"]),
+        network=_rate(whole["network"]),
         assumed=tuple(file.assumed.items()),
     )
 
 
-def _check_assumed(values: Mapping[str, float], origin: str) -> None:
+def check_assumed(values: Mapping[str, float], origin: str) -> None:
+    """Check values in place of assumed ones.
+
+    Raises:
+        ValueError: nothing of that name is assumed, or a value is out of its range.
+    """
     known = hardware_data()["assumed"]
     for name, value in values.items():
         if name not in known:
@@ -192,11 +184,6 @@ def _check_assumed(values: Mapping[str, float], origin: str) -> None:
             raise ValueError(f"{origin}: assumed: {name} must be from {least:g} to {most:g}, not {value:g}")
 
 
-def _rate(link: str | float, origin: str) -> float:
-    if not isinstance(link, str):
-        return link * GIGA
-    links = hardware_data()["links"]
-    if link not in links:
-        raise ValueError(f"{origin}: {link} is not a known link; known are {', '.join(links)}, or a number of GB/s")
-    rate: float = links[link]["gb_s"]
+def _rate(link: str | float) -> float:
+    rate: float = hardware_data()["links"][link]["gb_s"] if isinstance(link, str) else link
     return rate * GIGA

@@ -122,10 +122,10 @@ def check_architecture(recipe: Recipe, architecture: DeepseekV4Config) -> Recipe
     Raises:
         ValueError: a setting needs what the architecture does not have; the message names the key.
     """
-    length = max(stage.length for _, stage in recipe.batch.each_stage())
-    longest = architecture.max_position_embeddings
-    if length > longest:
-        raise ValueError(f"batch.length ({length}) exceeds the model's {longest} positions")
+    lengths = {"batch.length": recipe.batch.length}
+    lengths |= {f"batch.stages.{i}.length": stage.length or 0 for i, stage in enumerate(recipe.batch.stages)}
+    for key, length in lengths.items():
+        architecture.check_length(length, key)
     _check_drafter(recipe, architecture)
     check_choice(recipe, architecture)
     if architecture.mtp_layers or not recipe.loss.mtp_weight:

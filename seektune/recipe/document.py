@@ -28,7 +28,7 @@ from seektune.paths import user_path
 Scalar: TypeAlias = bool | int | float | str | None
 
 MAX_FILE_SIZE = 256 * 1024
-"""Bytes; a larger file is not a recipe."""
+"""Bytes; nobody writes a larger file."""
 MAX_DEPTH = 8
 MAX_INTEGER = 2**63 - 1
 
@@ -37,6 +37,23 @@ _INTEGER = re.compile(r"[-+]?\d(_?\d){0,29}", re.ASCII)
 _FLOAT = re.compile(r"[-+]?(\d{1,30}\.?\d{0,30}|\.\d{1,30})([eE][-+]?\d{1,5})?", re.ASCII)
 _KEY = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 _MARKERS = (StreamStartEvent, DocumentStartEvent, DocumentEndEvent, StreamEndEvent)
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What errors say of a kind of YAML file."""
+
+    name: str
+    contents: str
+    source: str
+    """Where to get one."""
+
+
+RECIPE = FileKind(
+    "a recipe",
+    "sections such as model:, data: and optimizer:",
+    "`seektune init` lists the shipped recipes and copies one",
+)
 
 
 @dataclass(frozen=True)
@@ -109,21 +126,21 @@ def read_scalar(text: str) -> Scalar:
     return text
 
 
-def read_document(path: str | Path) -> YamlNode:
-    """Read a recipe file.
+def read_document(path: str | Path, kind: FileKind = RECIPE) -> YamlNode:
+    """Read a recipe, or another YAML file that people write.
 
     Raises:
         ValueError: no such file, not text, not YAML, or more than plain values; the message names file and line.
         OSError: the file cannot be read.
     """
     given = Path(path)
-    text = _read_text(given if given.exists() else user_path(str(path)))
+    text = _read_text(given if given.exists() else user_path(str(path)), kind)
     entry = parse(text, str(path))
     if entry is None or entry.value is None:
-        raise ValueError(f"{path} is empty; a recipe consists of sections such as model:, data: and optimizer:")
+        raise ValueError(f"{path} is empty; {kind.name} consists of {kind.contents}")
     if not isinstance(entry.value, dict):
-        kind = "list" if isinstance(entry.value, list) else "single value"
-        raise ValueError(f"{path} holds a {kind}; a recipe consists of sections such as model:, data: and optimizer:")
+        found = "list" if isinstance(entry.value, list) else "single value"
+        raise ValueError(f"{path} holds a {found}; {kind.name} consists of {kind.contents}")
     return replace(entry, where=str(path))
 
 
@@ -133,20 +150,20 @@ def parse(text: str, origin: str, override: bool = False) -> YamlNode | None:
     return reader.document()
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, kind: FileKind) -> str:
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the recipe's YAML file")
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; `seektune init` lists the shipped recipes and copies one")
+        raise ValueError(f"{path} is a folder; name the YAML file of {kind.name}")
+    if not path.exists() and not path.is_symlink():
+        raise ValueError(f"{path} does not exist; {kind.source}")
     with open_regular(path) as file:
         content = file.read(MAX_FILE_SIZE + 1)
     if len(content) > MAX_FILE_SIZE:
-        raise ValueError(f"{path} is larger than {MAX_FILE_SIZE // 1024} KiB; it is not a recipe")
+        raise ValueError(f"{path} is larger than {MAX_FILE_SIZE // 1024} KiB; it is not {kind.name}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{line}: this is not UTF-8 text; a recipe is a YAML text file") from None
+        raise ValueError(f"{path}:{line}: this is not UTF-8 text; {kind.name} is a YAML text file") from None
 
 
 class _YamlReader:
@@ -170,9 +187,9 @@ class _YamlReader:
             self._error(line, _explain(error.problem or "this is not YAML", self._source(line)))
         except yaml.reader.ReaderError as error:
             line = self.text.count("\n", 0, error.position)
-            self._error(line, "this is not text; a recipe is a YAML text file")
+            self._error(line, "this is not text")
         if extra is not None:
-            self._error(_line(extra), "a recipe is one YAML document; remove this second one")
+            self._error(_line(extra), "a file holds one YAML document; remove this second one")
         return entry
 
     def _events(self) -> Iterator[Event]:
@@ -184,9 +201,9 @@ class _YamlReader:
     def _check(self, event: Event) -> None:
         line = _line(event)
         if isinstance(event, NodeEvent) and event.anchor is not None:
-            self._error(line, "anchors (&) and aliases (*) are not supported in recipes; write the value out")
+            self._error(line, "anchors (&) and aliases (*) are not supported; write the value out")
         if isinstance(event, ScalarEvent | MappingStartEvent | SequenceStartEvent) and event.tag is not None:
-            self._error(line, "tags (!) are not supported in recipes; use plain values only")
+            self._error(line, "tags (!) are not supported; use plain values only")
 
     def _entry(self, event: Event) -> YamlNode:
         where = self._where(_line(event))

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from seektune.recipe.document import YamlNode, shorten
+from seektune.io.console import counted
+from seektune.recipe.document import RECIPE, FileKind, YamlNode, shorten
 from seektune.recipe.hints import value_hint
 from seektune.section import LIST, item_section, one_of, sections_of
 
@@ -29,8 +30,9 @@ _MESSAGES = {
     "finite_number": "must be a finite number",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
-    "too_long": "must hold {max_length} values at most",
-    "too_short": "must hold {min_length} values at least",
+    "too_long": "must hold at most {most}",
+    "too_short": "must hold at least {least}",
+    "dict_type": "must be keys and values",
     "string_too_short": "must not be empty",
     "model_type": "is a section, whose keys are set one by one",
 }
@@ -77,7 +79,7 @@ def find_section(location: Location, model: type[BaseModel]) -> tuple[Location, 
     return tuple(keys), section
 
 
-def first_error(error: ValidationError, document: YamlNode, model: type[BaseModel]) -> str:
+def first_error(error: ValidationError, document: YamlNode, model: type[BaseModel], kind: FileKind = RECIPE) -> str:
     """The first validation error as one line; unknown keys come first because they explain missing ones."""
     errors = error.errors(include_url=False)
     first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
@@ -87,8 +89,10 @@ def first_error(error: ValidationError, document: YamlNode, model: type[BaseMode
         location = first["loc"]
     if first["type"] == "extra_forbidden":
         names = list(known_keys(model, with_items=False))
-        return f"{_where(document, location)}: {_unknown_key(location, section, names)}"
+        return f"{_where(document, location)}: {_unknown_key(location, section, names, kind)}"
     if first["type"] == "missing":
+        if isinstance(location[-1], int):
+            return f"{_where(document, location)}: {_dotted(location[:-1])} has only {counted(location[-1], 'value')}"
         return f"{_where(document, location)}: {_dotted(location)} is missing"
     if first["type"] == "value_error":
         return locate(_check_message(first, location), document, model, location)
@@ -130,12 +134,12 @@ def _unknown_name(field: Location, document: YamlNode, section: type[BaseModel])
     return {"type": "literal_error", "loc": location, "msg": "", "input": value, "ctx": {"expected": expected}}
 
 
-def _unknown_key(location: Location, within: type[BaseModel], keys: list[str]) -> str:
+def _unknown_key(location: Location, within: type[BaseModel], keys: list[str], file: FileKind) -> str:
     dotted = _dotted(location)
     if _without_indices(dotted) in RENAMED:
         return f"{dotted} is now called {RENAMED[_without_indices(dotted)]}"
     section, _, leaf = dotted.rpartition(".")
-    kind = "this section" if section else "a recipe"
+    kind = "this section" if section else file.name
     siblings = list(within.model_fields)
     # the key itself may belong to another section of the same OneOf
     same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf and key != dotted]
@@ -146,7 +150,11 @@ def _unknown_key(location: Location, within: type[BaseModel], keys: list[str]) -
 
 
 def _wrong_value(error: ErrorDetails, entry: YamlNode | None) -> str:
-    context: dict[str, Any] = error.get("ctx", {})
+    context: dict[str, Any] = {**error.get("ctx", {})}
+    context |= {
+        "least": counted(context.get("min_length", 0), "value"),
+        "most": counted(context.get("max_length", 0), "value"),
+    }
     known = error["type"] in _MESSAGES
     expected = _MESSAGES[error["type"]].format(**context) if known else f"is not valid ({shorten(error['msg'], 120)})"
     return f"{expected}, not {_show(error['input'], entry)}"
@@ -154,7 +162,7 @@ def _wrong_value(error: ErrorDetails, entry: YamlNode | None) -> str:
 
 def _show(value: Any, entry: YamlNode | None) -> str:
     if isinstance(value, dict | list):
-        return "a section of keys" if isinstance(value, dict) else "a list"
+        return "a section of keys" if isinstance(value, dict) else "a list" if value else "[]"
     if entry is not None and entry.text and not isinstance(value, str):
         return shorten(entry.text)
     if value is None or isinstance(value, bool):

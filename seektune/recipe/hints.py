@@ -33,6 +33,8 @@ def value_hint(error: ErrorDetails, entry: YamlNode | None, field: FieldInfo | N
         return "write [] for none"
     if kind in LISTS and isinstance(value, str | int | float):
         return f"write {_as_list(shorten(str(value)), field)}"
+    if kind == "dict_type" and entry is not None and entry.override:
+        return f"set them one by one: {entry.where.partition('=')[0]}.KEY=VALUE"
     if kind == "literal_error" and isinstance(value, str):
         near = get_close_matches(value, re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected"))), n=1)
         return f"did you mean {near[0]}?" if near else ""

@@ -1,21 +1,20 @@
 """Loads a recipe file and overrides into a checked Recipe, and dumps it back to YAML."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from seektune.recipe.checks import check_architecture, fit_to_overrides, refuse_none
-from seektune.recipe.document import YamlNode, read_document
-from seektune.recipe.errors import find_section, first_error, locate
+from seektune.recipe.document import read_document
+from seektune.recipe.errors import locate
 from seektune.recipe.indexer_checks import check_indexer
 from seektune.recipe.objective_checks import check_objective
 from seektune.recipe.override import apply_overrides, read_overrides
 from seektune.recipe.recipe import Recipe
+from seektune.recipe.validation import validate
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     written = read_document(path)
     document, notes = fit_to_overrides(written, apply_overrides(written, changes), changes)
     refuse_none(document)
-    recipe = _validate(document)
+    recipe = validate(document, Recipe)
     try:
         # weights on the Hub are checked when their config.json is read
         architecture = recipe.model.architecture()
@@ -65,26 +64,3 @@ def dump_recipe(recipe: Recipe) -> str:
 def schema() -> dict[str, Any]:
     """The JSON schema of a recipe file, with descriptions, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
-
-
-def _validate(document: YamlNode) -> Recipe:
-    # through JSON: its strict mode accepts a list for a tuple, but neither "5" nor true for a number
-    try:
-        return Recipe.model_validate_json(json.dumps(document.plain(), ensure_ascii=False).encode(), strict=True)
-    except UnicodeEncodeError:
-        raise ValueError(f"{document.where}: a value holds a character that is not Unicode text") from None
-    except ValidationError as error:
-        bare = _numbers_as_text(error, document)
-        if bare == document:
-            raise ValueError(first_error(error, document, Recipe)) from None
-    return _validate(bare)
-
-
-def _numbers_as_text(error: ValidationError, document: YamlNode) -> YamlNode:
-    """The document with numbers as their source text where strings are expected: a folder may be named 2026."""
-    for each in error.errors(include_url=False):
-        path = tuple(str(part) for part in find_section(each["loc"], Recipe)[0])
-        entry = document.find(path)
-        if each["type"] in ("string_type", "path_type") and entry is not None and type(entry.value) in (int, float):
-            document = document.put(path, YamlNode(entry.text, entry.where, entry.text, entry.override))
-    return document

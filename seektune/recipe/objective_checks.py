@@ -1,6 +1,8 @@
 """Checks of a recipe against its objective."""
 
 from seektune.recipe.recipe import Recipe
+from seektune.rewards.config import ServerRewardConfig, ToolServerConfig
+from seektune.rewards.json_server import longest_request
 from seektune.train.objectives import DistillConfig
 from seektune.train.rollout_objectives import GrpoConfig, OpdConfig, RolloutConfig
 
@@ -73,6 +75,22 @@ def _check_rollouts(recipe: Recipe, objective: RolloutConfig) -> None:
     ):
         if wrong:
             raise ValueError(message)
+    _check_patience(recipe, objective)
+
+
+def _check_patience(recipe: Recipe, objective: RolloutConfig) -> None:
+    """Check that a step may take as long as a server that fails before it answers."""
+    limit = recipe.guard.step_timeout
+    servers: list[tuple[str, ServerRewardConfig | ToolServerConfig]]
+    servers = [("objective.reward", each) for each in objective.rewards if isinstance(each, ServerRewardConfig)]
+    servers += [("objective.tools", objective.tools)] if objective.tools.url is not None else []
+    for key, server in servers:
+        longest = longest_request(server.timeout, server.retries)
+        if limit is not None and limit <= longest:
+            raise ValueError(
+                f"guard.step_timeout {limit:g} s would end the run while {key} may still answer: {server.retries + 1} "
+                f"tries of {server.timeout:g} s and their pauses take {longest:g} s; raise it, or lower {key}.timeout"
+            )
 
 
 def _check_policy_gradient(recipe: Recipe, objective: GrpoConfig) -> None:

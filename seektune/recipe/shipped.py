@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from seektune.paths import refuse_no_folder
 from seektune.recipe.document import shorten
 from seektune.recipe.load import schema
 
@@ -80,6 +81,7 @@ def copy_recipe(recipe: ShippedRecipe, folder: Path) -> Path:
     copy = folder / recipe.path.name
     if not str(folder).isprintable():
         raise ValueError(f"{folder}: the folder's name has characters that cannot be printed")
+    refuse_no_folder(folder)
     if copy.exists():
         raise ValueError(f"{copy} already exists; name another folder")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 """The sections of rewards, by name, and of the tool server in a recipe; does not import torch."""
 
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
+from seektune.io.http_url import check_http_url
 from seektune.section import OneOf, Positive, Section
 
 VerifierName = Literal[
@@ -12,14 +12,7 @@ VerifierName = Literal[
 ]
 
 
-def _is_http(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"url must begin with http:// or https:// and name a host, not {url!r:.80}")
-    return url
-
-
-HttpUrl = Annotated[str, AfterValidator(_is_http)]
+HttpUrl = Annotated[str, AfterValidator(check_http_url)]
 """An address of a server."""
 
 

@@ -23,6 +23,18 @@ TRIED_AGAIN = (408, 429)
 """Statuses below 500 of a server that is busy, not of a wrong request."""
 
 
+def pause_after(attempt: int) -> int:
+    """Seconds of the pause after a failed try; the first is 0."""
+    return min(2 ** min(attempt, 8), LONGEST_PAUSE)
+
+
+def longest_request(timeout: float, retries: int) -> float:
+    """Seconds that a request takes if every try does, with the pauses between them."""
+    growing = min(retries, LONGEST_PAUSE)
+    pauses = sum(map(pause_after, range(growing))) + (retries - growing) * LONGEST_PAUSE
+    return timeout * (retries + 1) + pauses
+
+
 @dataclass(frozen=True)
 class JsonServer:
     """Sends a value and gives the value that comes back."""
@@ -53,7 +65,7 @@ class JsonServer:
             try:
                 return self._once(body)
             except OSError:
-                self._pause(min(2 ** min(attempt, 8), LONGEST_PAUSE))
+                self._pause(pause_after(attempt))
         try:
             return self._once(body)
         except OSError as error:

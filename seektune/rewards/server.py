@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from seektune.io.json_file import is_number
 from seektune.rewards.json_server import JsonServer
 from seektune.rewards.sample import RewardSample
 
@@ -23,6 +24,6 @@ class ServerReward:
         """
         found = self.server.post({"samples": [asdict(sample) for sample in samples]})
         rewards = found.get("rewards") if isinstance(found, dict) else None
-        if not isinstance(rewards, list) or not all(type(value) in (int, float) for value in rewards):
+        if not isinstance(rewards, list) or not all(map(is_number, rewards)):
             raise ValueError(f'the reward server {self.server.url} must answer with {{"rewards": [number, ...]}}')
         return [float(value) for value in rewards]

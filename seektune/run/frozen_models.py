@@ -17,7 +17,7 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
 from seektune.recipe.recipe import Recipe
-from seektune.run.named_key import locate_named
+from seektune.run.named_key import locate_named, naming
 from seektune.train.objective_section import FrozenModel
 
 
@@ -28,8 +28,7 @@ def check_frozen(wanted: FrozenModel, config: DeepseekV4Config) -> None:
         ValueError: there is no such checkpoint, a file or tensor is missing or damaged, or the vocabularies differ.
         OSError: the Hub cannot be reached.
     """
-    folder = locate_named(wanted.key, wanted.checkpoint)
-    other = DeepseekV4Config.from_pretrained(folder)
+    folder, other = _located(wanted)
     if other.vocab_size != config.vocab_size:
         raise ValueError(
             f"{wanted.key} {wanted.checkpoint} predicts {other.vocab_size} tokens, but the model "
@@ -41,6 +40,13 @@ def check_frozen(wanted: FrozenModel, config: DeepseekV4Config) -> None:
             "same vocabulary; if its ids are the model's, remove its tokenizer.json"
         )
     check_fit(FolderSource(folder), checkpoint_shapes(other), folder)
+
+
+def _located(wanted: FrozenModel) -> tuple[Path, DeepseekV4Config]:
+    """The folder and the config of a checkpoint; messages begin with its key."""
+    folder = locate_named(wanted.key, wanted.checkpoint)
+    with naming(wanted.key):
+        return folder, DeepseekV4Config.from_pretrained(folder)
 
 
 def _other_tokens(folder: Path, config: DeepseekV4Config) -> str | None:
@@ -59,7 +65,7 @@ def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelMode
     Raises:
         ValueError: its layout does not fit the mesh.
     """
-    folder = locate_named(wanted.key, wanted.checkpoint)
+    folder, config = _located(wanted)
     numbers = DTYPES[recipe.model.dtype], recipe.model.numerics
     if wanted.streamed:
         assert mesh.dims.world == 1, "the recipe was checked"
@@ -67,7 +73,6 @@ def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelMode
             folder, *numbers, mesh.device, quantized=True, streamed=True, backbone=True
         )
         return ParallelModel.alone(whole)
-    config = DeepseekV4Config.from_pretrained(folder)
     prepare = partial(freeze, kind_of=FolderSource(folder).kind if wanted.quantized else None)
     model = parallelize(config.without_drafter(), mesh, frozen_layout(recipe.parallel), *numbers, prepare)
     model.load_pretrained(folder, config)
@@ -82,8 +87,8 @@ def frozen_layout(parallel: ParallelConfig) -> ParallelConfig:
 
 def meta_frozen(recipe: Recipe, wanted: FrozenModel) -> DeepseekV4ForCausalLM:
     """The whole checkpoint on the meta device, with the formats in which it is held."""
-    folder = locate_named(wanted.key, wanted.checkpoint)
-    config = DeepseekV4Config.from_pretrained(folder).without_drafter()
+    folder, config = _located(wanted)
+    config = config.without_drafter()
     model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
     freeze(model, FolderSource(folder).kind if wanted.quantized else None)
     return model

@@ -189,13 +189,13 @@ def _figures(folder: Path) -> list[tuple[str, str]]:
     figures = [
         ("steps done", f"{steps[-1]['step']:,}"),
         ("tokens", f"{steps[-1]['total_tokens']:,}"),
-        ("training loss, first and last step", f"{steps[0]['loss']:.4f}, {steps[-1]['loss']:.4f}"),
+        ("training loss, first and last step", f"{steps[0]['loss']:z.4f}, {steps[-1]['loss']:z.4f}"),
         ("time in steps", f"{sum(step['seconds'] for step in steps):,.0f} s"),
         ("peak memory of a process", f"{max(step['memory_gb'] for step in steps):.1f} GB"),
     ]
     if len(validations) > 1:
         name, first = held_out(validations[0])
-        figures.insert(3, (name, f"{first:.4f} → {held_out(validations[-1])[1]:.4f}"))
+        figures.insert(3, (name, f"{first:z.4f} → {held_out(validations[-1])[1]:z.4f}"))
     return figures
 
 

@@ -1,7 +1,7 @@
 """Decides where a run starts: at step 0, from its newest checkpoint, or from one that the user names."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _checkpoints_at(source: Path) -> list[Path]:
     single = step_of(source) is not None or (source / MANIFEST).is_file()
     if checkpoints := [source] if single else complete_checkpoints(source / CHECKPOINTS):
         return checkpoints
-    raise ValueError(f"resume {source} holds no checkpoint")
+    raise ValueError(f"resume {source} holds no checkpoint; name a run folder, or one of its {CHECKPOINTS}/step-NNNNNN")
 
 
 def _from(checkpoints: list[Path], recipe: Recipe, say: Callable[[str], None]) -> RunStart:
@@ -224,13 +224,22 @@ def _last_step(folder: Path) -> int:
 
 
 def differences(recipe: Recipe, saved: dict[str, Any]) -> list[str]:
-    """The parts of a run's recipe, as a checkpoint or a run folder has it, that are other ones now."""
+    """The keys of a run's recipe, as a checkpoint or a run folder has it, that have other values now."""
     now = recipe.model_dump(mode="json")
     before = with_defaults(saved)
-    parts = [part for part in DECISIVE if _comparable(now.get(part)) != _comparable(before.get(part))]
+    parts = [key for part in DECISIVE for key in _differing(part, now.get(part), before.get(part))]
     if saved.get("steps", 0) > recipe.steps:
         parts.append("number of steps (fewer than before)")
     return parts
+
+
+def _differing(key: str, now: Any, before: Any) -> Iterator[str]:
+    """The key, or those below it, if both are sections of one kind."""
+    if isinstance(now, dict) and isinstance(before, dict) and set(now) == set(before):
+        for name in now:
+            yield from _differing(f"{key}.{name}", now[name], before[name])
+    elif _comparable(now) != _comparable(before):
+        yield key
 
 
 def _comparable(value: Any) -> str:

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from seektune.io.run_files import CONTENTS, RECIPE, REPORT, STUCK
-from seektune.paths import refuse_dangling, user_path
+from seektune.paths import refuse_no_folder, user_path
 
 RUNS = Path("runs")
 TAKEN = (RECIPE, REPORT, STUCK, *(name for name in CONTENTS if name != RECIPE))
@@ -28,12 +28,9 @@ def choose_folder(run_dir: str | None, name: str, now: datetime) -> Path:
         return next(folder for folder in numbered if not folder.exists())
     folder = user_path(run_dir)
     try:
-        refuse_dangling(folder)
+        refuse_no_folder(folder)
     except ValueError as error:
-        raise ValueError(f"run_dir {error}") from None
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise ValueError(f"run_dir {folder}: {place} is a file; name a folder, or null for a new one in {RUNS}/")
+        raise ValueError(f"run_dir {error}, or null for a new one in {RUNS}/") from None
     return folder
 
 

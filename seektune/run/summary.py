@@ -155,10 +155,10 @@ def summary(
 ) -> None:
     """Print the results, their folder, and the command that merges adapters."""
     if recipe.objective.samples and not recipe.objective.distills:  # whose held-out loss is the negative reward
-        say(f"held-out reward: {-losses[0]:.4f} → {-losses[1]:.4f}")
+        say(f"held-out reward: {-losses[0]:z.4f} → {-losses[1]:z.4f}")
     else:
         name = NAMES[DIVERGENCE] if recipe.objective.samples else "validation loss"
-        say(f"{name}: {losses[0]:.4f} → {losses[1]:.4f}")
+        say(f"{name}: {losses[0]:z.4f} → {losses[1]:z.4f}")
     if recipe.train.indexer_stage != "frozen":
         for line in indexer_changes(read_records(report.parent / METRICS)):
             say(line)

@@ -20,6 +20,7 @@ from seektune.parallel.dims import ParallelDims
 from seektune.recipe.recipe import Recipe
 from seektune.run.decoding import decoding_obstacle
 from seektune.run.drafter import drafter_is_measured
+from seektune.run.named_key import naming
 from seektune.sequence import Batch
 
 DECODING = (SAMPLES, ANSWERS, HARNESS, DRAFTER)
@@ -78,13 +79,28 @@ def make_tasks(recipe: Recipe, config: DeepseekV4Config, dims: ParallelDims, dat
     for task in chosen:
         if (obstacle := obstacles.get(task.kind)) is not None:
             data.cache.note(f"note: the task {task.title} does not run: it decodes, and {obstacle}")
-    chosen = [task for task in chosen if obstacles.get(task.kind) is None]
-    scored = [task for task in chosen if task.name != SAMPLES]
-    samples = [task for task in chosen if task.name == SAMPLES]
-    return RunTasks(
-        [RepeatedTask(_make(task, recipe, config, data), task.every) for task in scored],
-        [Samples.of(task, _form(task, config), data.tokenizer) for task in samples],
-    )
+    scored = []
+    samples = []
+    for number, task in enumerate(chosen):
+        if obstacles.get(task.kind) is not None:
+            continue
+        made = _with_rows(number, task, config, data.tokenizer)
+        if isinstance(made, Samples):
+            samples.append(made)
+        else:
+            scored.append(RepeatedTask(made or _make(task, recipe, config, data), task.every))
+    return RunTasks(scored, samples)
+
+
+def check_rows(recipe: Recipe, config: DeepseekV4Config, tokenizer: Tokenizer) -> int:
+    """Check the rows of the user's own that tasks have; returns how many such tasks there are.
+
+    Raises:
+        ValueError: a row or file cannot be used.
+        OSError: a file cannot be read.
+    """
+    tasks = recipe.evaluate.task_list(recipe.datasets)
+    return sum(_with_rows(number, task, config, tokenizer) is not None for number, task in enumerate(tasks))
 
 
 def question_sections(recipe: Recipe) -> Iterator[DataConfig]:
@@ -94,9 +110,21 @@ def question_sections(recipe: Recipe) -> Iterator[DataConfig]:
             yield questions_section(task.name, recipe.datasets)
 
 
+def _with_rows(
+    number: int, task: TaskConfig, config: DeepseekV4Config, tokenizer: Tokenizer
+) -> AnswersTask | Samples | None:
+    """A task with rows of the user's own, by its place in the recipe; None for any other."""
+    if task.name not in (ANSWERS, SAMPLES):
+        return None
+    with naming(f"evaluate.tasks.{number}"):
+        form = _form(task, config)
+        made = AnswersTask.of(task, form, tokenizer) if task.name == ANSWERS else Samples.of(task, form, tokenizer)
+        longest = max(map(len, made.prompts)) + task.max_new_tokens
+        config.check_length(longest, "the longest prompt and max_new_tokens")
+    return made
+
+
 def _make(task: TaskConfig, recipe: Recipe, config: DeepseekV4Config, data: TaskData) -> Task:
-    if task.name == ANSWERS:
-        return AnswersTask.of(task, _form(task, config), data.tokenizer)
     if task.kind == HARNESS:
         return HarnessTask.of(task, min(HARNESS_LENGTH, config.max_position_embeddings))
     if task.name == NGRAM:

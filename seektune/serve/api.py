@@ -16,7 +16,7 @@ from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.chat_format.message import shown
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.engine import Decodes
-from seektune.serve.body import Body, check_content_type, read_body, refusals
+from seektune.serve.body import Body, check_headers, read_body, refusals
 from seektune.serve.completion_response import CompletionResponse
 from seektune.serve.errors import ApiError
 from seektune.serve.event_stream import EventStream, collect, events
@@ -164,7 +164,7 @@ class Api:
 
     async def _read(self, http: Request, schema: type[Body], build: Callable[[Body], Built]) -> tuple[Body, Built]:
         """The body and what is built of it, in a thread: a long one stops no other client."""
-        check_content_type(http.headers.get("content-type", ""))
+        check_headers(http.headers)
         content = await http.body()
 
         def read() -> tuple[Body, Built]:

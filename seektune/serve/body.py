@@ -7,6 +7,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from seektune.data.chat_format.message import shown
 from seektune.io.strict_json import parse_json
 from seektune.serve.errors import ApiError
 from seektune.serve.generation_request import ApiRequest
@@ -18,13 +19,16 @@ MARKS = (b"{", b"[", b":")
 """Each may stand for a value that takes many times its size in memory, and time while no other thread runs."""
 
 
-def check_content_type(header: str) -> None:
-    """Check that a body is JSON by its Content-Type; a web page elsewhere could send any other without asking.
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Check that a body is JSON by its Content-Type, which a web page elsewhere could not send without asking.
 
     Raises:
-        ApiError: it is not.
+        ApiError: it is not, or is compressed.
     """
-    kind = header.partition(";")[0].strip().lower()
+    packed = headers.get("content-encoding", "identity").strip().lower()
+    if packed != "identity":
+        raise ApiError(415, f"send the body without Content-Encoding, not {shown(packed)}")
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise ApiError(415, f"send the header Content-Type: application/json, not {kind or 'none'}")
 
@@ -75,4 +79,6 @@ def _message(kind: str, message: str, context: dict[str, object]) -> str:
         return str(context["error"])
     if kind == "too_long":
         return f"at most {context['max_length']} items are allowed"
+    if kind == "too_short":
+        return f"at least {context['min_length']} item is needed"
     return message

@@ -92,6 +92,8 @@ Stop: TypeAlias = Annotated[
 ]
 Objects: TypeAlias = Annotated[list[dict[Any, Any]], Field(max_length=MAX_ITEMS, fail_fast=True)]
 Effort: TypeAlias = Literal["minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
+EffortOrNone: TypeAlias = Literal["none", Effort]
+"""With the word for no reasoning at all."""
 EFFORTS = {
     "minimal": "low",
     "low": "low",

@@ -55,8 +55,8 @@ class GenerationRequest(ApiRequest):
 
     @model_validator(mode="after")
     def _only_streams_have_options(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream: true")
+        if self.wants_usage and not self.stream:
+            raise ValueError("stream_options.include_usage needs stream: true")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.data.chat_format.encodings import V4_TAGS, CallTags, Encoding
+from seektune.data.chat_format.message import check_tools
 from seektune.data.chat_format.pieces import ChatText
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.request import Request
@@ -118,11 +119,15 @@ class RequestBuilder:
 
     def _rendered(self, body: ChatRequest) -> ChatText:
         """The prompt of a chat."""
+        tools = body.offered_tools()
+        try:
+            check_tools(tools)
+        except ValueError as error:
+            raise ApiError(400, str(error), "tools") from None
         mode = "thinking" if body.thinks(self.thinking) else "chat"
         try:
             effort = self.encoding.tier(body.effort())
             described = None if body.response_format is None else body.response_format.described()
-            tools = body.offered_tools()
             prompt = render_chat_prompt(body.messages, tools, mode, effort, self.encoding.name, described)
             check_unicode(prompt.text)
         except ValueError as error:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
-from seektune.serve.field_types import EFFORTS, Effort, Objects, Prompt, RequestModel
+from seektune.serve.field_types import EFFORTS, Effort, EffortOrNone, Objects, Prompt, RequestModel
 from seektune.serve.generation_request import GenerationRequest
 from seektune.serve.structured_fields import NamedTool, ToolChoice
 
@@ -71,7 +71,7 @@ class ChatRequest(GenerationRequest):
     tools: Objects | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none"] | Effort | None = None
+    reasoning_effort: EffortOrNone | None = None
     thinking: ThinkingSwitch | None = None
     chat_template_kwargs: TemplateOptions | None = None
 

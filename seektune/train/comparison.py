@@ -79,7 +79,7 @@ def _shown(recipe: Mapping[str, Any], key: str) -> str:
 def _summary(run: ComparedRun) -> tuple[str, ...]:
     tokens = run.steps[-1]["total_tokens"]
     seconds = sum(line["seconds"] for line in run.steps)
-    losses = f"{run.validation[0]['loss']:.4f} → {run.validation[-1]['loss']:.4f}"
+    losses = f"{run.validation[0]['loss']:z.4f} → {run.validation[-1]['loss']:z.4f}"
     return run.name, f"{run.steps[-1]['step']:,}", f"{tokens:,}", losses, f"{tokens / seconds:,.0f}"
 
 

@@ -28,7 +28,7 @@ def indexer_changes(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """Divergence and recall in the first and the last step that measured them, from the lines of metrics.jsonl."""
     values = {"indexer loss": INDEXER_LOSS, "index recall": INDEX_RECALL}
     found = {name: [line[key] for line in steps if key in line] for name, key in values.items()}
-    return [f"{name}: {each[0]:.4f} → {each[-1]:.4f}" for name, each in found.items() if each]
+    return [f"{name}: {each[0]:z.4f} → {each[-1]:z.4f}" for name, each in found.items() if each]
 
 
 def recall_table(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -37,7 +37,7 @@ def recall_table(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     if not told:
         return []
     ends = told[0], told[-1]
-    rows: list[tuple[str, ...]] = [("divergence of all layers", *(f"{line[INDEXER_LOSS]:.4f}" for line in ends))]
+    rows: list[tuple[str, ...]] = [("divergence of all layers", *(f"{line[INDEXER_LOSS]:z.4f}" for line in ends))]
     of_layers = [line.get("index_recall_of_layers", {}) for line in ends]
     for layer in sorted(of_layers[0].keys() | of_layers[1].keys(), key=int):
         each = [recall.get(layer) for recall in of_layers]

@@ -114,9 +114,9 @@ class MetricsLog:
         parts = {"parts_of_datasets": found.parts_of_datasets} if found.parts_of_datasets else {}
         self._validation.append({"step": step, "loss": found.loss, **found.parts, **datasets, **parts})
         self.values(step, {f"validation/{name}": value for name, value in _curves_of(found).items()})
-        each = ", ".join(f"{name} {loss:.4f}" for name, loss in found.datasets.items())
-        more = "".join(f", {name} {value:.4f}" for name, value in chosen_parts(found.parts, SPOKEN).items())
-        self._display.say(f"validation loss {found.loss:.4f}{more} after step {step}{f' ({each})' if each else ''}")
+        each = ", ".join(f"{name} {loss:z.4f}" for name, loss in found.datasets.items())
+        more = "".join(f", {name} {value:z.4f}" for name, value in chosen_parts(found.parts, SPOKEN).items())
+        self._display.say(f"validation loss {found.loss:z.4f}{more} after step {step}{f' ({each})' if each else ''}")
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
         """Hand values to the trackers, and print the first problem of each."""

@@ -50,7 +50,7 @@ class ProgressBar:
 
     def step(self, record: StepRecord) -> None:
         """Advance the bar."""
-        numbers = f"loss {record.loss:.4f}{_parts(record)} · {_speed(record)}"
+        numbers = f"loss {record.loss:z.4f}{_parts(record)} · {_speed(record)}"
         self._progress.update(self._task, completed=record.step, numbers=numbers)
 
     def say(self, sentence: str) -> None:
@@ -79,7 +79,7 @@ class ProgressLines:
         mean = self._seconds / (record.step - self._done)
         left = timedelta(seconds=round(mean * (self._steps - record.step)))
         rate = f"norm {record.grad_norm:.3g} · lr {record.lr:.3g} · {_speed(record)}"
-        numbers = f"loss {record.loss:.4f}{_parts(record)} · {rate}"
+        numbers = f"loss {record.loss:z.4f}{_parts(record)} · {rate}"
         self.say(f"step {record.step}/{self._steps} · {numbers} · {left} left")
 
     def say(self, sentence: str) -> None:

@@ -138,9 +138,9 @@ def _results(
     steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: ReportText
 ) -> list[tuple[str, str, str]]:
     rows = [
-        *((name, f"{a:.4f}", f"{b:.4f}") for name, a, b in held_out_changes(validation[0], validation[-1])),
+        *((name, f"{a:z.4f}", f"{b:z.4f}") for name, a, b in held_out_changes(validation[0], validation[-1])),
         *_by_dataset(validation[0], validation[-1]),
-        ("training loss (first and last step)", f"{steps[0]['loss']:.4f}", f"{steps[-1]['loss']:.4f}"),
+        ("training loss (first and last step)", f"{steps[0]['loss']:z.4f}", f"{steps[-1]['loss']:z.4f}"),
     ]
     scores = [
         (name, each.before.text if each.before else "not taken", each.after.text if each.after else "not taken")
@@ -154,7 +154,7 @@ def _by_dataset(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple
     name = held_out(last)[0] if DIVERGENCE in last else "validation loss"
     after = last.get("datasets", {})
     before = first.get("datasets", {})
-    return [(f"{name} on {label}", f"{before[label]:.4f}", f"{after[label]:.4f}") for label in after]
+    return [(f"{name} on {label}", f"{before[label]:z.4f}", f"{after[label]:z.4f}") for label in after]
 
 
 def _files(folder: Path) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from seektune.checkpoint import read_facts, read_tensors, tensor_names
+from seektune.io.console import size
 from seektune.io.json_file import MOST_STEPS, whole_number
 from seektune.io.run_files import CHECKPOINTS
 from seektune.lora.frozen_digest import FrozenDigest, frozen_digest
@@ -123,8 +124,8 @@ class ResumableRun:
         fresh = self.saved[self._logged :]
         self._logged = len(self.saved)
         for saved in fresh:
-            size = f"{saved.size / 1e6:,.0f} MB in {saved.seconds:.1f} s"
-            log.say(f"saved {saved.folder.name}: {size}, training waited {saved.blocked:.2f} s")
+            written = f"{size(saved.size)} in {saved.seconds:.1f} s"
+            log.say(f"saved {saved.folder.name}: {written}, training waited {saved.blocked:.2f} s")
 
     def _check_frozen(self, log: RunLog) -> None:
         """Compare the digest of the base with that before training.

@@ -121,8 +121,11 @@ def evaluate(
             reading.read_spread(name, processes, DRAFTER in tasks).follow()
         return
     asked = _tasks(tasks, data, cache_dir, setting, model)
+    configs = [DeepseekV4Config.from_pretrained(locate(name)) for name, _ in readings]
+    for config in configs if PERPLEXITY in tasks else ():
+        config.check_length(setting.length, "--length")
     if DRAFTER in tasks and against is not None:
-        _check_same_drafter(model, against)
+        _check_same_drafter(model, against, configs[0], configs[-1])
     scores = [_run(asked, name, reading, setting, cache_dir, processes) for name, reading in readings]
     compared = None if against is None else Evaluated(against, None, scores[-1])
     say = say_json if as_json else say_lines
@@ -136,6 +139,8 @@ def _tasks(names: Sequence[str], data: Path | None, cache_dir: Path, setting: Ev
     others = [name.removeprefix(HARNESS) for name in names if name not in TASKS]
     if others and data is not None:
         raise ValueError(f"--data is not for tasks of lm-evaluation-harness ({others[0]:.80}), which fetch their own")
+    if PERPLEXITY not in names and (setting.length, setting.stride) != (EvalOptions.length, None):
+        raise ValueError(f"--length and --stride are for --task {PERPLEXITY}; {names[0]:.80} has no windows")
     if not others and setting.harness != DEFAULTS:
         raise ValueError(
             f"{names[0]} has no --num-fewshot, --apply-chat-template or --output-path, which are for tasks of "
@@ -166,15 +171,14 @@ def _task(name: str, data: Path | None, cache_dir: Path, setting: EvalOptions, m
     return PerplexityTask(texts, length, stride)
 
 
-def _check_same_drafter(model: str, against: str) -> None:
-    configs = [DeepseekV4Config.from_pretrained(locate(name)) for name in (model, against)]
-    sizes = [draft_size(config) for config in configs]
+def _check_same_drafter(model: str, against: str, ours: DeepseekV4Config, other: DeepseekV4Config) -> None:
+    sizes = [draft_size(config) for config in (ours, other)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"the drafter of {model} proposes {counted(sizes[0], 'token')} and that of {against} {sizes[1]}: "
             "they cannot be compared; evaluate each alone"
         )
-    if configs[0].vocab_size != configs[1].vocab_size:
+    if ours.vocab_size != other.vocab_size:
         raise ValueError(f"{model} and {against} have vocabularies of other sizes, so their prompts differ")
 
 

@@ -66,6 +66,7 @@ def take_plan(name: str, cluster: Cluster, asked: ServingOptions, dtype: torch.d
     """The plan as an object."""
     config, kind_of = known_architecture(name)
     longest = asked.max_model_len or min(Limits.max_model_len, config.max_position_embeddings)
+    config.check_length(longest, "--max-model-len")
     DecodeProcesses(ProcessSlot(cluster.gpus)).check_static_steps(asked.static_steps, speculative=False)
     dims = decode_dims(cluster.gpus, asked.ep_size, asked.pp_size, config)
     weights = _weights(config, dtype, kind_of if asked.quantized else None)

@@ -59,6 +59,7 @@ def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfi
 
     base = next(iter(models.values()))
     longest = min(service.limits.max_model_len, base.config.max_position_embeddings)
+    base.config.check_length(service.max_model_len or longest, "--max-model-len")
     limits = replace(service.limits, max_model_len=service.max_model_len or longest)
     tokenizer = load_tokenizer(base.config.vocab_size)
     address = place.getsockname()[0]

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+from seektune.checkpoint.hub import is_hub_id
 from seektune.checkpoint.scan import format_of, mismatch, scan
 from seektune.data.datasets.dataset import DataCache, EncodeSettings
 from seektune.data.store.split import SPLITS, prepare_dataset
@@ -18,8 +20,11 @@ from seektune.planner.report import make_report
 from seektune.recipe.recipe import Recipe
 from seektune.run.data import open_split
 from seektune.run.encode_settings import encode_settings
+from seektune.run.frozen_models import check_frozen
 from seektune.run.objective_data import check_objective_data
 from seektune.run.streams import streamed, try_stream
+from seektune.run.tasks import check_rows
+from seektune.train.objective_section import FrozenModel
 from seektune.workflows.plan import layout_at_launch
 
 GOOD = "ok"
@@ -61,10 +66,12 @@ def check(recipe: Recipe, cluster: Cluster | None, cache_dir: Path) -> Iterator[
     if recipe.lora.adapter is not None:
         adapter = Path(recipe.lora.adapter)
         yield _tried("adapter", lambda: f"changes {len(read_adapter(adapter).changes)} modules")
+    yield from _frozen(recipe, config)
     vocabulary = None if config is None else config.vocab_size
     yield _tried("tokenizer", lambda: _tokenizer(vocabulary))
     yield _tried("data", lambda: _rows(recipe, config, cache_dir))
     if config is not None:
+        yield from _tasks(recipe, config)
         yield _plan(recipe, config, cluster)
 
 
@@ -102,6 +109,20 @@ def _weights(recipe: Recipe, config: DeepseekV4Config | None) -> Iterator[Findin
     yield Finding("licence", GOOD if licence else UNKNOWN, licence or f"{folder} states none")
 
 
+def _frozen(recipe: Recipe, config: DeepseekV4Config | None) -> Iterator[Finding]:
+    """The checkpoints that run beside the model; nothing is downloaded."""
+    for wanted in recipe.objective.frozen_models:
+        if config is None or (not Path(wanted.checkpoint).exists() and is_hub_id(wanted.checkpoint)):
+            yield Finding(wanted.key, UNKNOWN, f"{wanted.checkpoint} is looked at when training begins")
+        else:
+            yield _tried(wanted.key, partial(_fits, wanted, config))
+
+
+def _fits(wanted: FrozenModel, config: DeepseekV4Config) -> str:
+    check_frozen(wanted, config)
+    return f"{wanted.checkpoint} is whole, and has the vocabulary of the model"
+
+
 def _tokenizer(vocabulary: int | None) -> str:
     tokenizer = load_tokenizer(vocabulary if vocabulary is not None else OFFICIAL_SIZE)
     return f"fits a vocabulary of {vocabulary:,}" if vocabulary is not None else f"{type(tokenizer).__name__} loads"
@@ -123,6 +144,20 @@ def _rows(recipe: Recipe, config: DeepseekV4Config | None, cache_dir: Path) -> s
         long = train.report.overlong
         found.append(f"{tokens} from {train.store.manifest.title}, the longest {lengths.max()}, {long} too long")
     return "; ".join(found)
+
+
+def _tasks(recipe: Recipe, config: DeepseekV4Config) -> Iterator[Finding]:
+    """The rows of the user's own that tasks ask, if there are any."""
+    found = 0
+
+    def read() -> str:
+        nonlocal found
+        found = check_rows(recipe, config, load_tokenizer(config.vocab_size))
+        return f"the rows of {found} can be asked"
+
+    finding = _tried("tasks", read)
+    if found or finding.state != GOOD:
+        yield finding
 
 
 def _plan(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster | None) -> Finding:

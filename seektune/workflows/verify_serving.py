@@ -70,7 +70,7 @@ def verify_serving(served: ServedModel, model: str, reading: LoadOptions, tolera
     distances = {name: _distance(theirs, next_logprobs(each, prompts)) for name, each in models.items()}
     verdict = judge(distances, tolerance)
     for name, distance in distances.items():
-        say(f"distance from {name}: {distance:.4f} nats")
+        say(f"distance from {name}: {distance:z.4f} nats")
     say(verdict.sentence)
     say(chat_sentence(served, tokenizer, encoding_of(config), names, tolerance))
     return verdict.served == list(models)[-1]

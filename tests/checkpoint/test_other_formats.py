@@ -35,6 +35,21 @@ def test_files_of_other_formats(tmp_path: Path, name: str, said: str) -> None:
     assert len(read_card(tmp_path).problems) == 1
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("model/config.json", r"this is the folder of a run: name .*/model"),
+        ("adapter_config.json", "this is an adapter: name its base as the model, and this folder as the adapter"),
+        ("other.json", "a checkpoint folder holds config.json beside its safetensors"),
+    ],
+)
+def test_another_folder_is_answered_with_the_one_that_is_meant(tmp_path: Path, file: str, said: str) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / file).write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"config\.json does not exist; {said}"):
+        DeepseekV4Config.from_pretrained(tmp_path)
+
+
 def test_such_a_file_beside_a_checkpoint_is_of_no_importance(tmp_path: Path) -> None:
     (tmp_path / "V4-Q4.gguf").write_bytes(b"GGUF")
     save_file({"head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")

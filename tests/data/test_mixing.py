@@ -55,6 +55,7 @@ def test_columns_and_examples_are_those_of_the_datasets():
 
 def test_the_smallest_weight_still_has_a_share_and_shares_fill_the_block():
     assert block_shares([1e-9, 1.0]) == [1, BLOCK - 1]
+    assert block_shares([1e308, 1e308]) == [BLOCK // 2, BLOCK // 2]
     for weights in ([1, 1, 1], [5, 3], [1] * 100, [0.3, 0.3, 0.4]):
         assert sum(block_shares(weights)) == BLOCK
 

@@ -33,6 +33,12 @@ FOUND: dict[str, tuple[Any, ...]] = {
     "recipe": ({"model": {"preset": "tiny"}, "data": {"path": "$HOME/" + "x" * 4000}},),
     "override": ({"\x08optimizer.lr": "1e-3"}, {"data.path": "$A\u202e"}),
     "rows": tuple([{**ROW, key: [LONG] * 4}] for key in ROW),
+    "cluster": ({"gpu": "h100-80gb", "gpus": 8, "memory_gb": 1e308}, {"gpu": "h100-80gb", "gpus": True}),
+    "measured": (
+        {"device": "NVIDIA H200", "parts": {"products": {"found": {"layer": {"tflops": 10**400}}}}},
+        {"device": "NVIDIA H200", "parts": {"products": {"found": {"layer": {"tflops": 1e-320}}}}},
+    ),
+    "rewards": ({"rewards": [10**400]}, {"rewards": [INFINITY]}),
     "state": (
         {**STATE, "guard": {"recent": [10**400] * 8, "skipped": 0}},
         {**STATE, "log": {"total_tokens": 1, "loads": {"1" * 5000: [0] * 4}}},

@@ -118,6 +118,13 @@ def test_cache_memory_follows_the_running_sequences(model):
     assert decoding.cache_bytes == 0
 
 
+def test_request_beyond_the_positions_of_the_model_is_refused(model):
+    most = model.config.max_position_embeddings
+    said = rf"the length of the prompt and its new tokens \({most + 1}\) exceeds the model's {most} positions"
+    with pytest.raises(ValueError, match=said):
+        DecodeEngine(model, [Request([1, 2], most - 1, GREEDY)])
+
+
 def test_request_beyond_the_maximum_length_is_refused(model):
     decoding = DecodeEngine(model, longest=10)
     fine, wrong = Request([1, 2], 8, GREEDY), Request([1, 2], 9, GREEDY)

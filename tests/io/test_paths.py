@@ -1,13 +1,15 @@
 """Paths as users write them: one reading for every key and flag."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from seektune.io.atomic_dir import complete_folder
 from seektune.io.cache_dir import cache_dir
-from seektune.paths import expand_path, refuse_dangling, user_path
+from seektune.paths import expand_path, refuse_dangling, refuse_no_folder, user_path
+from seektune.recipe.shipped import copy_recipe, default_recipe
 
 
 def test_a_home_folder_is_expanded_and_a_hub_id_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +78,21 @@ def test_a_place_behind_a_dangling_link_is_refused(tmp_path: Path) -> None:
     with complete_folder(tmp_path / "disk" / "run") as scratch:
         (scratch / "a").touch()
     assert (tmp_path / "unmounted" / "run" / "a").exists()
+
+
+def test_a_file_in_the_place_of_a_folder_is_named_by_all_that_write_folders(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "disk").symlink_to(tmp_path / "unmounted")
+    writers: list[Callable[[Path], object]] = [
+        refuse_no_folder,
+        lambda path: copy_recipe(default_recipe(), path),
+        lambda path: complete_folder(path).__enter__(),
+    ]
+    for write in writers:
+        for path in (file, file / "run"):
+            with pytest.raises(ValueError, match="file is a file; name a folder"):
+                write(path)
+        with pytest.raises(ValueError, match=r"disk is a link to .*unmounted, which does not exist"):
+            write(tmp_path / "disk" / "run")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", "file"]

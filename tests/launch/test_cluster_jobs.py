@@ -193,3 +193,19 @@ def test_skypilot_task_runs_the_command(tmp_path: Path) -> None:
 def test_checkpoints_without_shared_storage_are_refused(nodes: int, asked: Skypilot, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         write_skypilot(JobSpec("r", (), nodes, 8, "mine"), asked)
+
+
+@pytest.mark.parametrize("folder", ["runs/mine", "/s/mine", "/checkpoints", "/checkpoints/../s", "/checkpointsmine/a"])
+def test_a_run_folder_that_is_lost_with_the_node_is_refused(folder: str) -> None:
+    task = replace(ALONE, run_dir=folder)
+    said = rf"run_dir '{folder}' is not below /checkpoints: .*set --run_dir=/checkpoints/mine"
+    with pytest.raises(ValueError, match=said):
+        write_kubernetes(task, Kubernetes("i", "ck"))
+    with pytest.raises(ValueError, match=said):
+        write_skypilot(task, Skypilot("H100", volume="ck"))
+
+
+def test_a_run_folder_below_the_mount_is_kept() -> None:
+    task = replace(ALONE, overrides=("--run_dir=/shared/a/b",), run_dir="/shared/a/b")
+    written = write_kubernetes(task, Kubernetes("i", "ck", mount="/shared/"))
+    assert written.count("--run_dir") == 1

@@ -38,7 +38,7 @@ VARIANTS = {
         JobSpec("r.yaml", (), 2, 8, "mine", Environment(("HF_TOKEN",), (("A", HOSTILE),))),
         Slurm(container="ghcr.io/you/it:1", mounts=("/a b:/data", "/c:/c"), requeue=False),
     ),
-    "hostile": (JobSpec(HOSTILE, (f"--run_dir={HOSTILE}",), 2, 8, "mine", has_run_dir=True), Slurm(venv=HOSTILE)),
+    "hostile": (JobSpec(HOSTILE, (f"--run_dir={HOSTILE}",), 2, 8, "mine", run_dir=HOSTILE), Slurm(venv=HOSTILE)),
     "one node": (JobSpec("r.yaml", (), 1, 1, "mine"), Slurm()),
     "set-up": (TASK, Slurm(setup=("module load cuda", "conda activate x"), sbatch=("array=0-3", "--reservation=r"))),
 }

@@ -96,7 +96,7 @@ def test_further_options_are_lines_of_the_head() -> None:
     ],
 )
 def test_tasks_of_an_array_do_not_share_a_run_folder(array: str, has_run_dir: bool, fits: bool) -> None:
-    task = replace(TASK, has_run_dir=has_run_dir)
+    task = replace(TASK, run_dir="runs/mine" if has_run_dir else None)
     slurm = Slurm(sbatch=(f"--array={array}",))
     if not fits:
         with pytest.raises(ValueError, match="its tasks would train in the same run_dir at the same time"):
@@ -116,11 +116,18 @@ def test_tasks_of_an_array_do_not_share_a_run_folder(array: str, has_run_dir: bo
         ("time-min=10", "lets Slurm end the job before --time"),
         ("=x", "must be NAME=VALUE or NAME"),
         ("A=x", "must be NAME=VALUE or NAME"),
+        ("tim=10", "sbatch may read --tim as --time; write the name out"),
+        ("arr=0-3", "sbatch may read --arr as --array; write the name out"),
     ],
 )
 def test_options_that_cannot_be_added(option: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         checked_option(option)
+
+
+def test_an_option_is_given_once() -> None:
+    with pytest.raises(ValueError, match="--mail-user is given twice"):
+        write_slurm(TASK, Slurm(sbatch=("mail-user=a@b.c", "--mail-user=d@e.f")))
 
 
 def test_set_up_lines_come_before_the_command() -> None:

@@ -54,19 +54,42 @@ def test_a_result_of_another_device_is_refused(tmp_path: Path, device: str, tiny
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "no", '{"device": "NVIDIA H200", "parts": {"products": {"status": "failed"}}}', "[" * 100_000]
+    ("text", "message"),
+    [
+        ("[]", "must hold a JSON object, not a list"),
+        ("", "is not JSON: Expecting value"),
+        ("[" * 100_000, "is nested too deeply"),
+        ("{}", "does not name the device; write it with python bench/gpu_all.py"),
+        ('{"device": ["NVIDIA H200"]}', "does not name the device"),
+        (
+            '{"device": "NVIDIA H200", "parts": {"products": {"status": "failed"}}}',
+            "has no rate of the part products; write it with python bench/gpu_all.py",
+        ),
+    ],
 )
-def test_what_is_not_such_a_result_is_refused(text: str, tmp_path: Path) -> None:
+def test_what_is_not_such_a_result_is_refused(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"has no rate of the part products; write it with python bench/gpu_all.py"):
+    with pytest.raises(ValueError, match=message):
         with_measured(H200, file)
 
 
-@pytest.mark.parametrize("rate", ["fast", float("nan"), float("inf"), -1, None])
+def test_a_result_that_is_missing_or_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gpu\.json does not exist"):
+        with_measured(H200, tmp_path / "gpu.json")
+    with pytest.raises(ValueError, match="is a folder, not a file"):
+        with_measured(H200, tmp_path)
+
+
+@pytest.mark.parametrize("rate", ["fast", "400", True, float("nan"), float("inf"), -1, 0, None, 10**400, [400]])
 def test_a_rate_that_is_no_number_is_refused(rate: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no rate of the part ceilings"):
         with_measured(H200, write(tmp_path, 400, rate))
+
+
+def test_a_rate_next_to_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"assumed: matmul must be from 0\.001 to 1, not 4\.9"):
+        with_measured(H200, write(tmp_path, 5e-321, 3000))
 
 
 def test_a_cluster_file_sets_assumptions(tmp_path: Path) -> None:

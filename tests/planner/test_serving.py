@@ -83,6 +83,11 @@ def test_as_many_sequences_with_static_steps_fit_as_the_controller_admits(
         take_plan(str(folder), known_gpu("h100-80gb", 2), asked)
 
 
+def test_a_length_beyond_the_positions_of_the_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--max-model-len \(1048577\) exceeds the model's 1048576 positions"):
+        take_plan("tiny", H100, ServingOptions(max_model_len=2**20 + 1))
+
+
 def test_bytes_per_token_are_what_a_grown_cache_takes_more(folder: Path) -> None:
     for longest in (2**11, 2**14):  # without and with an indexer
         plan = take_plan(str(folder), H100, ServingOptions(max_model_len=longest), torch.float32)

@@ -79,7 +79,7 @@ def test_a_list_is_read_overridden_and_dumped(file: Path) -> None:
         (SEVERAL, "--data.0.overlong=drop", "--data.0.overlong=drop: data.0.overlong is now called batch.overlong"),
         (SEVERAL, "--data.1.path=x", "data.1: path and hub both say where the rows are; set one of them to null"),
         (SEVERAL, "--data.1.label=a", "--data.1.label=a: data.0 and data.1 are both called a; set data.1.label"),
-        (SEVERAL, "--data=[]", "--data=[]: data must hold 1 values at least, not a list"),
+        (SEVERAL, "--data=[]", "--data=[]: data must hold at least 1 value, not []"),
         (
             ONE,
             "--data.validation=1.5",

@@ -62,7 +62,7 @@ BAD = {
     "a: 1\na: 2\n": "r.yaml:2: a is given twice (first on line 1)",
     "a: !!python/object/apply:os.system ['true']\n": "r.yaml:1: tags (!)",
     "a: &x 1\nb: *x\n": "r.yaml:1: anchors (&)",
-    "a: 1\n---\nb: 2\n": "r.yaml:3: a recipe is one YAML document",
+    "a: 1\n---\nb: 2\n": "r.yaml:3: a file holds one YAML document",
     "a:\n\tb: 1\n": "r.yaml:2: a tab cannot indent YAML",
     "a: [1, 2\n": "r.yaml:2: this is not YAML",
     "a: 1\n  b: 2\n": "r.yaml:2: this is not YAML",

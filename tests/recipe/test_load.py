@@ -86,6 +86,7 @@ MISTAKES = {
     "optimizer:\n  betas: 0.9": "job.yaml:8: optimizer.betas must be a list, not 0.9; write a list such as [0.9, 0.95]",
     "optimizer:\n  betas: 0.8,0.9": "job.yaml:8: optimizer.betas must be a list, not '0.8,0.9'; write [0.8,0.9]",
     "lora:\n  targets: none": "job.yaml:8: lora.targets must be a list, not 'none'; write [] for none",
+    "evaluate:\n  tasks: [{name: samples, prompts: []}]": "job.yaml:8: evaluate.tasks.0.prompts must hold at least 1 ",
     "lora:\n  targets: attn": "job.yaml:8: lora.targets must be a list, not 'attn'; write [attn]",
     "lora:\n  targets: attn, ffn": "job.yaml:8: lora.targets must be a list, not 'attn, ffn'; write [attn, ffn]",
     "optimizer:\n  betas:\n  - 0.9\n  - 2": "job.yaml:10: optimizer.betas.1 must be less than 1.0, not 2",
@@ -180,6 +181,10 @@ OVERRIDES = {
     "--schedule.warmup_steps=99": "--schedule.warmup_steps=99: schedule.warmup_steps (99) must be less than steps (10)",
     "--model.preset=null": "--model.preset=null: model needs an architecture",
     "--model.config=x.json": "--model.config=x.json: model.config and model.preset both define the architecture",
+    "--batch.stages=[{from_step: 2, length: 9999999}]": "--batch.stages=[{from_step: 2, length: 9999999}]: "
+    "batch.stages.0.length (9999999) exceeds the model's",
+    "--optimizer.betas=[]": "--optimizer.betas=[]: optimizer.betas has only 0 values",
+    "--optimizer.betas=[0.9]": "--optimizer.betas=[0.9]: optimizer.betas has only 1 value",
     "--batch.length=9999999": "--batch.length=9999999: batch.length (9999999) exceeds the model's 1048576 positions",
     "--run_dir=\udcff": "job.yaml: a value holds a character that is not Unicode text",
 }
@@ -201,6 +206,12 @@ def test_another_preset_drops_the_weights_with_a_note(file: Path) -> None:
     assert (loaded.name, loaded.recipe.model.preset, loaded.recipe.model.weights) == ("job", "tiny", None)
     assert len(loaded.notes) == 1
     assert "deepseek-ai/DeepSeek-V4-Flash" in loaded.notes[0]
+
+
+def test_braces_in_an_override_are_answered_with_the_keys(file: Path) -> None:
+    said = r"data.columns must be keys and values, not '{a: b}'; set them one by one: --data.columns.KEY=VALUE"
+    with pytest.raises(ValueError, match=said):
+        load_recipe(file, ["--data.kind=chat", "--data.columns={a: b}"])
 
 
 @pytest.mark.parametrize("overrides", [[], ["--model.preset=flash"], ["--model.preset=null"], ["--steps=20"]])

@@ -136,7 +136,7 @@ def test_a_field_may_also_hold_a_list_of_sections() -> None:
         ("shapes:\n- kind: square\n  side: a", "a.yaml:3: shapes.0.side must be a whole number, not 'a'"),
         ("shapes:\n- {}\n- zzz: 3", "a.yaml:3: shapes.1.zzz is not a key of this section; its keys are kind, radius"),
         ("shapes:\n- 5", "a.yaml:2: shapes.0 is a section, whose keys are set one by one, not 5"),
-        ("shapes: []", "a.yaml:1: shapes must hold 1 values at least, not a list"),
+        ("shapes: []", "a.yaml:1: shapes must hold at least 1 value, not []"),
         ("shapes: x", "a.yaml:1: shapes is a section, whose keys are set one by one, not 'x'"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 from seektune.rewards import reward as module
 from seektune.rewards.answer_metrics import Answer
 from seektune.rewards.config import PluginRewardConfig, ServerRewardConfig, VerifierConfig
-from seektune.rewards.json_server import JsonServer
+from seektune.rewards.json_server import JsonServer, longest_request
 from seektune.rewards.reward import make_reward
 from seektune.rewards.sample import RewardSample
 from seektune.rewards.server import ServerReward
@@ -191,6 +191,9 @@ def test_a_server_gives_rewards_after_failures(server: Any) -> None:
         ([(404, "")], ValueError, "refuses the answers: HTTP 404"),
         ([(200, "<html>")], ValueError, "answered with something else than JSON"),
         ([(200, '{"rewards": ["a"]}')], ValueError, "must answer with"),
+        ([(200, '{"rewards": [1e400]}')], ValueError, "must answer with"),
+        ([(200, '{"rewards": [' + "9" * 400 + "]}")], ValueError, "must answer with"),
+        ([(200, '{"rewards": [true]}')], ValueError, "must answer with"),
     ],
 )
 def test_errors_of_a_server_are_one_line(server: Any, answers: Any, error: type[Exception], said: str) -> None:
@@ -205,8 +208,29 @@ def test_the_number_of_rewards_is_checked(server: Any) -> None:
     section = ServerRewardConfig(name="server", url=f"http://127.0.0.1:{server.server_port}")
     with pytest.raises(ValueError, match="the reward server gave 1 values for 2 answers"):
         make_reward([section])([sample("a", "b")] * 2)
-    with pytest.raises(ValueError, match="url must begin with http"):
-        ServerRewardConfig(name="server", url="file:///etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("file:///etc/passwd", "url must begin with http"),
+        ("http://:80/", "url must begin with http"),
+        ("http://user:secret@host/", "holds a user or password, which is not sent"),
+        ("http://host:99999/", "Port out of range"),
+        ("http://host/a b", "url must be ASCII without spaces"),
+        ("http://host/\u00e9", "url must be ASCII without spaces"),
+    ],
+)
+def test_addresses_that_no_request_can_have_are_refused(url: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ServerRewardConfig(name="server", url=url)
+
+
+def test_the_longest_request_counts_tries_and_pauses() -> None:
+    assert longest_request(30, 0) == 30
+    assert longest_request(30, 3) == 4 * 30 + 1 + 2 + 4
+    assert longest_request(0.5, 7) == 8 * 0.5 + 1 + 2 + 4 + 8 + 16 + 30 + 30
+    assert longest_request(1, 10**9) > 30.9e9
 
 
 def lengths(samples: Sequence[RewardSample]) -> list[float]:

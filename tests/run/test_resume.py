@@ -36,7 +36,7 @@ def test_another_optimizer_or_schedule_is_another_run() -> None:
     recipe = load_recipe(TINY)
     assert differences(recipe, saved()) == []
     assert differences(recipe, saved("--optimizer.name=muon")) == ["optimizer"]
-    assert differences(recipe, saved("--schedule.name=wsd")) == ["schedule"]
+    assert differences(recipe, saved("--schedule.name=wsd")) == ["schedule.name"]
     assert differences(load_recipe(TINY, ["--optimizer.name=muon"]), saved("--optimizer.name=muon")) == []
 
 
@@ -72,9 +72,9 @@ def test_a_key_that_was_added_has_changed_if_it_is_not_its_default_now() -> None
     del before["schedule"]["decay_share"]
     del before["loss"]["z_weight"]
     del before["batch"]["stages"]
-    assert differences(load_recipe(TINY, ["--schedule.decay_share=0.5"]), before) == ["schedule"]
-    assert differences(load_recipe(TINY, ["--loss.z_weight=1e-4"]), before) == ["loss"]
-    assert differences(load_recipe(TINY, ["--batch.stages=[{from_step: 5}]"]), before) == ["batch"]
+    assert differences(load_recipe(TINY, ["--schedule.decay_share=0.5"]), before) == ["schedule.decay_share"]
+    assert differences(load_recipe(TINY, ["--loss.z_weight=1e-4"]), before) == ["loss.z_weight"]
+    assert differences(load_recipe(TINY, ["--batch.stages=[{from_step: 5}]"]), before) == ["batch.stages"]
 
 
 def test_groups_of_a_drafter_are_those_of_its_own_parameters() -> None:
@@ -95,3 +95,23 @@ def test_a_schedule_that_never_falls_is_refused() -> None:
     ):
         load_recipe(TINY, [*words, "--schedule.decay_share=0.05"])
     assert load_recipe(TINY, [*words, "--schedule.decay_share=0.1"]).schedule.decay_share == 0.1
+
+
+CHAT: dict[str, Any] = {**FEWEST, "data": {"kind": "chat", "path": "rows.jsonl"}}
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "keys"),
+    [
+        ("batch", {}, []),
+        ("batch", {"global_size": 8, "pack": True}, ["batch.global_size", "batch.pack"]),
+        ("batch", {"stages": [{"from_step": 2, "length": 32}]}, ["batch.stages"]),
+        ("data", {"columns": {"messages": "talk"}}, ["data.columns"]),
+        ("data", {"kind": "prompt_completion"}, ["data"]),
+        ("data", {"teach": "last"}, ["data.teach"]),
+    ],
+)
+def test_what_differs_is_named_by_its_keys(section: str, changes: dict[str, Any], keys: list[str]) -> None:
+    before = Recipe.model_validate(CHAT).model_dump(mode="json")
+    now = Recipe.model_validate({**CHAT, section: {**CHAT[section], **changes}})
+    assert differences(now, before) == keys

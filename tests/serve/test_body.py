@@ -11,7 +11,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from seektune import encode_messages
 from seektune.data.chat_format.encodings import ENCODINGS, EncodingName
 from seektune.data.tokenizer import Tokenizer
-from seektune.serve.body import MOST_MARKS, check_content_type, read_body
+from seektune.serve.body import MOST_MARKS, check_headers, read_body
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 from seektune.serve.request_builder import RequestBuilder
@@ -69,6 +69,8 @@ def test_null_is_the_same_as_leaving_a_field_out(field: str) -> None:
         ("response_format", {"type": "text"}),
         ("stop", []),
         ("tools", []),
+        ("stream_options", {}),
+        ("stream_options", {"include_usage": False}),
         ("tool_choice", "auto"),
         ("chat_template_kwargs", {}),
     ],
@@ -98,7 +100,7 @@ def test_options_of_a_field_may_ask_for_nothing_too() -> None:
         ({"functions": [{"name": "f"}]}, "functions: this field is not supported"),
         ({"stop_token_ids": [1]}, "stop_token_ids: this field is not supported"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x: this field is not supported"),
-        ({"stream_options": {"include_usage": True}}, "stream_options needs stream: true"),
+        ({"stream_options": {"include_usage": True}}, "stream_options.include_usage needs stream: true"),
         ({"a" * 100: 1}, "'" + "a" * 39 + "...: this field is not supported"),
         ({"a\nb": 1}, "'a\\nb': this field is not supported"),
         (
@@ -203,11 +205,18 @@ def test_a_body_of_too_many_values_is_not_read() -> None:
 
 def test_content_types() -> None:
     for header in ("application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"):
-        check_content_type(header)
+        check_headers({"content-type": header})
     for header in ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
         with pytest.raises(ApiError, match="send the header Content-Type: application/json, not ") as refused:
-            check_content_type(header)
+            check_headers({"content-type": header})
         assert refused.value.status == 415
+
+
+def test_a_compressed_body_is_refused_as_that() -> None:
+    check_headers({"content-type": "application/json", "content-encoding": "identity"})
+    with pytest.raises(ApiError, match="send the body without Content-Encoding, not 'gzip'") as refused:
+        check_headers({"content-type": "application/json", "content-encoding": "gzip"})
+    assert refused.value.status == 415
 
 
 @pytest.mark.parametrize(

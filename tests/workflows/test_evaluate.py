@@ -20,6 +20,7 @@ from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.workflows import evaluate as workflow
 from seektune.workflows.evaluate import EvalOptions, evaluate
 from tests.questions import read_split
 from tests.run_cli import seektune
@@ -126,6 +127,7 @@ def test_precision_and_numerics_are_those_asked_for(ask: Any, models: tuple[Path
         ("hellaswag,,perplexity", None, {}, "--task hellaswag,,perplexity: name each task once, separated by commas"),
         ("hellaswag,hellaswag", None, {}, "name each task once"),
         ("hellaswag", None, {"harness": HarnessOptions(num_fewshot=1)}, "hellaswag has no --num-fewshot"),
+        ("hellaswag", None, {"length": 8}, "--length and --stride are for --task perplexity; hellaswag has no windows"),
         ("perplexity", None, {}, "perplexity needs --data"),
         ("perplexity", "none.txt", {}, "none.txt does not exist; perplexity reads .txt and .jsonl files"),
         ("perplexity", "text.txt", {"length": 8, "stride": 9}, "stride 9 is longer than a window of 8 tokens"),
@@ -138,6 +140,16 @@ def test_mistakes_are_told_before_a_model_is_read(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         ask(tmp_path / "no model", task, data and text.parent / data, **setting)
+
+
+def test_mistakes_of_both_models_are_told_before_the_first_is_read(
+    ask: Any, models: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow, "_run", lambda *_: pytest.fail("evaluated a model"))
+    with pytest.raises(ValueError, match="nowhere is neither a folder nor a Hub id"):
+        ask(models[0], "perplexity", text, against=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"--length \(4194304\) exceeds the model's \d+ positions"):
+        ask(models[0], "perplexity", text, length=2**22)
 
 
 @pytest.mark.slow

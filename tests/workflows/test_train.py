@@ -243,7 +243,7 @@ def test_another_folder_can_start_from_a_checkpoint(recipe, stopped_after_3, tmp
     changes = {"resume": stopped_after_3.run_dir, "run_dir": str(tmp_path / "other"), "optimizer": {"lr": 1e-4}}
     folder = train(recipe(steps=5, **changes))
     assert [line["step"] for line in read_records(folder / "metrics.jsonl")] == [4, 5]
-    assert "note: optimizer is not what it was" in capsys.readouterr().out
+    assert "note: optimizer.lr is not what it was" in capsys.readouterr().out
 
 
 def truncate(folder):

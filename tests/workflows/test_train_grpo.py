@@ -337,6 +337,13 @@ def test_overlong_answers_lose_reward_in_the_buffer() -> None:
         ({"objective__reward": {"metric": "maths"}}, "maths"),
         ({"objective__tools": {"url": "http://localhost:1"}}, "objective.tools.url needs data.kind chat"),
         ({"objective__tools": {"url": "localhost:1"}}, "url must begin with http:// or https://"),
+        (
+            {
+                "objective__reward": {"name": "server", "url": "http://localhost:1"},
+                "guard": {"step_timeout": 127},
+            },
+            "guard.step_timeout 127 s would end the run while objective.reward may still answer: 4 tries of 30 s ",
+        ),
         ({"objective__tools": {"max_turns": 4}}, "tools.url is null but other keys of tools are set"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from seektune.data.chat_format.choices import DEFAULT, EncodingName
 from seektune.data.chat_format.encodings import find_encoding
-from seektune.data.chat_format.message import shown
+from seektune.data.chat_format.message import check_tools
 from seektune.data.chat_format.pieces import ChatText
 from seektune.data.chat_format.render import render_following, render_turns
 from seektune.data.chat_format.tokens import ANSWERED
@@ -73,7 +73,8 @@ def render_chat_prompt(
     if isinstance(messages, list | tuple) and not messages:
         raise ValueError("messages is empty; it needs at least one that asks for an answer")
     rules = find_encoding(encoding)
-    turns = read_turns(with_response_format(with_tools(messages, tools), response_format), rules)
+    whole = with_response_format(with_tools(messages, tools), response_format)
+    turns = read_turns(whole, rules, _added(whole, messages))
     last = turns[-1]
     continues = last.role == "assistant" and not last.ended
     if last.role not in ANSWERED and last.task is None and not continues:
@@ -117,7 +118,9 @@ def render_training_texts(
         ValueError: as `encode_messages`.
     """
     rules = find_encoding(encoding)
-    return training_texts(read_turns(with_tools(messages, tools), rules), thinking_mode, reasoning_effort, rules)
+    whole = with_tools(messages, tools)
+    turns = read_turns(whole, rules, _added(whole, messages))
+    return training_texts(turns, thinking_mode, reasoning_effort, rules)
 
 
 def describes_tools(prompt: str, encoding: EncodingName = DEFAULT) -> bool:
@@ -133,12 +136,11 @@ def with_tools(
     """The messages, with the tools on the first system message, which is added if missing.
 
     Raises:
-        ValueError: the tools, or those of the system message, are not a list.
+        ValueError: the tools are not functions with names, or those of the system message are not a list.
     """
     if not tools or not isinstance(messages, list | tuple):  # the reader of messages refuses anything else
         return messages
-    if not isinstance(tools, list | tuple):
-        raise ValueError(f"tools must be a list, not {shown(tools)}")
+    check_tools(tools)
     system, others = _split_system(messages)
     own_tools = system.get("tools") or []
     if not isinstance(own_tools, list):
@@ -154,6 +156,11 @@ def with_response_format(
         return messages
     system, others = _split_system(messages)
     return [{"response_format": response_format, **system}, *others]
+
+
+def _added(whole: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, Any]]) -> int:
+    """How many messages of the whole conversation stand before those that the caller wrote."""
+    return 0 if whole is messages else len(whole) - len(messages)
 
 
 def _split_system(messages: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:

@@ -17,18 +17,21 @@ _KINDS = {str: "text", list: "a list", bool: "true or false"}
 class Message:
     """A message and its index in the conversation.
 
-    Every method raises ValueError, naming the message and what is wrong with it.
+    Every method raises ValueError, naming the message and what is wrong with it. `added` system messages before it are
+    not the caller's, and are not counted where it is named.
     """
 
-    def __init__(self, index: int, values: object):
+    def __init__(self, index: int, values: object, added: int = 0):
         self.index = index
-        self._place = f"messages[{index}]"
+        self._place = f"messages[{index - added}]" if index >= added else "what stands beside messages"
         if not isinstance(values, Mapping):
             raise self.error(f"must be an object with role and content, not {shown(values)}")
         self._values: Mapping[str, Any] = values
         role = values.get("role")
         if role not in ROLES:
             what = "has no role" if role is None else f"has the unknown role {shown(role)}"
+            if role == "function":
+                what += ", the older form of tool"
             raise self.error(f"{what}; the roles are {', '.join(ROLES)}")
         self.role = str(role)
         self._place += f" ({role})"
@@ -95,31 +98,71 @@ class Message:
     def _call(self, i: int, call: object) -> tuple[str, Mapping[str, Any]]:
         function = self._function("tool_calls", i, call)
         name = function["name"]
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            try:
-                arguments = parse_json(arguments) if arguments.strip() else None
-            except ValueError:
-                raise self.error(f"calls {name} with arguments that are not JSON: {shown(arguments)}") from None
-        if arguments is None:  # what clients send for a function without parameters
-            arguments = {}
-        if not isinstance(arguments, Mapping):
-            raise self.error(f"calls {name} with arguments {shown(arguments)}, which must be a JSON object")
+        try:
+            arguments = read_arguments(name, function.get("arguments"))
+        except ValueError as error:
+            raise self.error(str(error)) from None
         return name, self._plain(f"arguments of {name}", arguments)
 
     def _function(self, key: str, i: int, value: object) -> Mapping[str, Any]:
-        function = value.get("function") if isinstance(value, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        function = _named_function(value)
+        if function is None:
             raise self.error(f"has {key}[{i}] {shown(value)}, which must have a function with a name")
         return function
 
     def _plain(self, what: str, value: Any) -> Any:
         """A value that can be written as JSON."""
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError, RecursionError):
-            raise self.error(f"has {what} {shown(value)}, which JSON cannot hold") from None
+        if not _is_json(value):
+            raise self.error(f"has {what} {shown(value)}, which JSON cannot hold")
         return value
+
+
+def check_tools(tools: object) -> None:
+    """Check tools that stand beside messages.
+
+    Raises:
+        ValueError: they are not a list of functions with names, or JSON cannot hold one.
+    """
+    if not isinstance(tools, list | tuple):
+        raise ValueError(f"tools must be a list, not {shown(tools)}")
+    for i, tool in enumerate(tools):
+        function = _named_function(tool)
+        if function is None:
+            raise ValueError(f"tools[{i}] {shown(tool)} must have a function with a name")
+        if not _is_json(function):
+            raise ValueError(f"tools[{i}] {shown(tool)} holds what JSON cannot hold")
+
+
+def read_arguments(name: str, arguments: object) -> Mapping[str, Any]:
+    """The arguments of a call; none, null and an empty text are an empty object.
+
+    Raises:
+        ValueError: they are not JSON, or no object.
+    """
+    found = arguments
+    if isinstance(arguments, str):
+        try:
+            found = parse_json(arguments) if arguments.strip() else None
+        except ValueError:
+            raise ValueError(f"calls {name} with arguments that are not JSON: {shown(arguments)}") from None
+    if found is None:  # what clients send for a function without parameters
+        return {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"calls {name} with arguments {shown(found)}, which must be a JSON object")
+    return found
+
+
+def _named_function(value: object) -> Mapping[str, Any] | None:
+    function = value.get("function") if isinstance(value, Mapping) else None
+    return function if isinstance(function, Mapping) and isinstance(function.get("name"), str) else None
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def shown(value: object) -> str:

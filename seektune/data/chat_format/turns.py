@@ -44,8 +44,10 @@ class Turn:
         return tuple(joined((block.pieces for block in self.blocks), "\n\n"))
 
 
-def read_turns(messages: Sequence[Mapping[str, Any]], encoding: Encoding) -> list[Turn]:
+def read_turns(messages: Sequence[Mapping[str, Any]], encoding: Encoding, added: int = 0) -> list[Turn]:
     """The turns of a conversation; tool results are in the order of the calls.
+
+    Errors do not count the first `added` messages, which the caller did not write.
 
     Raises:
         ValueError: naming the message and what is wrong with it.
@@ -55,7 +57,7 @@ def read_turns(messages: Sequence[Mapping[str, Any]], encoding: Encoding) -> lis
     turns: list[Turn] = []
     joined: list[TurnBlock] = []
     for index, values in enumerate(messages):
-        message = Message(index, values)
+        message = Message(index, values, added)
         _check_known(message, encoding)
         turn = _READERS[message.role](message, encoding)
         # a quick instruction ends its turn: the user's next message begins another

@@ -1,11 +1,12 @@
 """Input items of the Responses API, and the messages of a chat that they stand for."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias, TypeGuard
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeGuard
 
-from pydantic import BeforeValidator, Field, Tag
+from pydantic import BeforeValidator, Field, Tag, model_validator
 
 from seektune.data.chat_format.encodings import Encoding
+from seektune.data.chat_format.message import read_arguments
 from seektune.serve.field_types import MAX_ITEMS, RequestModel, by_type, known_types
 
 
@@ -76,6 +77,11 @@ class FunctionCallItem(ReturnedItem):
     call_id: str
     name: str
     arguments: str
+
+    @model_validator(mode="after")
+    def _has_arguments(self) -> Self:
+        read_arguments(self.name, self.arguments)
+        return self
 
     def as_chat(self) -> dict[str, Any]:
         """The call in the form of chat completions."""

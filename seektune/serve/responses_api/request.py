@@ -10,7 +10,7 @@ from seektune.data.chat_format.encodings import Encoding
 from seektune.data.chat_format.tokens import ANSWERED
 from seektune.io.strict_json import is_nested_deeper
 from seektune.io.text import check_unicode
-from seektune.serve.field_types import MAX_ITEMS, Effort, RequestModel, known_types
+from seektune.serve.field_types import MAX_ITEMS, EffortOrNone, RequestModel, known_types
 from seektune.serve.generation_request import ApiRequest
 from seektune.serve.responses_api.items import FunctionOutputItem, Item, MessageItem, as_items, chat_messages
 from seektune.serve.schema import ChatRequest
@@ -19,7 +19,7 @@ from seektune.serve.schema import ChatRequest
 class Reasoning(RequestModel):
     """`reasoning`; responses have the reasoning itself, whatever `summary` says."""
 
-    effort: Literal["none"] | Effort | None = None
+    effort: EffortOrNone | None = None
     summary: Literal["auto"] | None = None
 
 

@@ -212,7 +212,7 @@ def test_a_conversation_that_asks_for_no_answer_is_no_prompt(messages: Any, comp
     for tools in ((), [TOOL]):
         with pytest.raises(ValueError, match="message") as found:
             render_chat_prompt(messages, tools)
-        assert str(found.value).startswith(complaint.replace("[0]", "[1]") if tools else complaint)
+        assert str(found.value).startswith(complaint)
 
 
 def test_what_asks_for_an_answer_is_a_prompt() -> None:
@@ -248,6 +248,7 @@ def test_a_conversation_grows_at_its_end_while_tools_are_described() -> None:
         ({"content": "x"}, "messages[1] has no role; the roles are system, user, developer, latest_reminder, assi"),
         (said("tutor", "x"), "messages[1] has the unknown role 'tutor'; the roles are system, user"),
         ({"role": ["user"], "content": "x"}, "messages[1] has the unknown role ['user']"),
+        (said("function", "4"), "messages[1] has the unknown role 'function', the older form of tool; the roles are"),
         ({"role": "user"}, "messages[1] (user) has no content"),
         ({"role": "tool", "tool_call_id": "c"}, "messages[1] (tool) has no content"),
         ({"role": "system"}, "messages[1] (system) has no content"),
@@ -314,6 +315,27 @@ def test_mistakes_name_the_message(message: Any, complaint: str) -> None:
     assert str(found.value).startswith(complaint)
     assert "\n" not in str(found.value)
     assert len(str(found.value)) < 200
+
+
+@pytest.mark.parametrize("options", [{"tools": [TOOL]}, {"response_format": {"type": "object"}}])
+def test_mistakes_do_not_count_what_stands_beside_the_messages(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^messages\[0\] \(user\) has no content"):
+        render_chat_prompt([said("user", None)], **options)
+    with pytest.raises(ValueError, match=r"^messages\[1\] \(user\) has no content"):
+        render_chat_prompt([said("system", "s"), said("user", None)], **options)
+
+
+@pytest.mark.parametrize(
+    ("tools", "complaint"),
+    [
+        ({"f": 1}, "tools must be a list, not {'f': 1}"),
+        ([TOOL, {"type": "function"}], "tools[1] {'type': 'function'} must have a function with a name"),
+        ([{"function": {"name": "f", "parameters": math.inf}}], "tools[0] .* holds what JSON cannot hold"),
+    ],
+)
+def test_mistakes_of_tools_beside_the_messages_name_the_tool(tools: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint.replace("[", r"\[")):
+        render_chat_prompt([ASK], tools)
 
 
 @pytest.mark.parametrize("messages", ["hello", {"messages": []}, None])
