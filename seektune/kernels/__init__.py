@@ -39,6 +39,7 @@ from seektune.kernels.reference.quantize import (
 from seektune.kernels.reference.rounded_linear import Rounding, lora_delta, rounded_expert_linear, rounded_linear
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
+add_pairs = Kernel(plain.add_pairs, plain.add_pairs, "pairs")
 clamped_swiglu = Kernel(
     plain.clamped_swiglu,
     eager.clamped_swiglu,
@@ -59,8 +60,13 @@ expert_mlp = Kernel(
 fake_quantize_fp4 = Kernel(plain.fake_quantize_fp4, plain.fake_quantize_fp4, "fake_quantize")
 fake_quantize_fp8 = Kernel(plain.fake_quantize_fp8, plain.fake_quantize_fp8, "fake_quantize")
 fake_quantize_weight = Kernel(plain.fake_quantize_weight, eager.fake_quantize_weight, "fake_quantize")
+fp8_expert_linear = Kernel(
+    plain.fp8_expert_linear, plain.fp8_expert_linear, "fp8_linear", invariant=invariant.fp8_expert_linear
+)
+fp8_linear = Kernel(plain.fp8_linear, plain.fp8_linear, "fp8_linear", invariant=invariant.fp8_linear)
 gate_scores = Kernel(plain.gate_scores, plain.gate_scores, invariant=in_double(plain.gate_scores))
 gate_weights = Kernel(plain.gate_weights, plain.gate_weights, invariant=in_double(plain.gate_weights))
+gather_tokens = Kernel(plain.gather_tokens, plain.gather_tokens, "pairs")
 grouped_linear = Kernel(
     plain.grouped_linear, plain.grouped_linear, cpu=cpu.grouped_linear, invariant=invariant.grouped_linear
 )
@@ -111,6 +117,13 @@ linear_z_loss = Kernel(plain.linear_z_loss, eager.linear_z_loss)
 token_logprobs = Kernel(
     plain.token_logprobs, eager.token_logprobs, "token_logprobs", invariant=invariant.token_logprobs
 )
+weighted_swiglu = Kernel(
+    plain.weighted_swiglu,
+    eager.weighted_swiglu,
+    "swiglu",
+    cpu=cpu.weighted_swiglu,
+    invariant=invariant.weighted_swiglu,
+)
 window_logsumexp = Kernel(plain.window_logsumexp, plain.window_logsumexp)
 
 __all__ = [
@@ -123,6 +136,7 @@ __all__ = [
     "Prefix",
     "Rounding",
     "Visible",
+    "add_pairs",
     "batch_invariant_kernels",
     "clamped_swiglu",
     "cpu_decode_kernels",
@@ -136,8 +150,11 @@ __all__ = [
     "fake_quantize_fp4",
     "fake_quantize_fp8",
     "fake_quantize_weight",
+    "fp8_expert_linear",
+    "fp8_linear",
     "gate_scores",
     "gate_weights",
+    "gather_tokens",
     "gathered_expert_mlp",
     "grouped_linear",
     "hadamard",
@@ -175,5 +192,6 @@ __all__ = [
     "training_kernels",
     "upcast",
     "values_per_element",
+    "weighted_swiglu",
     "window_logsumexp",
 ]
