@@ -14,15 +14,20 @@ from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.lowbit import as_parameters, from_parameters
 from seektune.checkpoint.stored import Stored, encode
 from seektune.kernels import (
-    clamped_swiglu,
+    add_pairs,
     expert_linear,
     expert_mlp,
+    fp8_expert_linear,
+    fp8_linear,
+    gather_tokens,
     grouped_linear,
     linear,
     lowbit_expert_linear,
     lowbit_linear,
     upcast,
+    weighted_swiglu,
 )
+from seektune.model.block import Block
 from seektune.model.linear import GroupedLinear, WideLinear
 from seektune.model.moe import Experts
 from seektune.model.streamed_parts import StreamedParts
@@ -39,6 +44,9 @@ class QuantizedWeight(nn.Module):
     If it is streamed, the parameters are on the meta device, and `parts` are views of the checkpoint's file.
     """
 
+    fp8_inputs = False
+    """Whether inputs of products with quantized values are rounded to FP8; `Numerics.fp8_inputs`."""
+
     def __init__(self, weight: Tensor, scale: Tensor | None, parts: StreamedParts | None = None):
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -52,7 +60,10 @@ class QuantizedWeight(nn.Module):
 
 
 class QuantizedLinear(QuantizedWeight):
-    """A linear layer `[O, I]`; `groups` and `wide` as in `GroupedLinear` and `WideLinear`."""
+    """A linear layer `[O, I]`; `groups` and `wide` as in `GroupedLinear` and `WideLinear`.
+
+    Grouped and wide layers never round their inputs: serving multiplies them in bf16 and fp32.
+    """
 
     def __init__(
         self,
@@ -65,6 +76,11 @@ class QuantizedLinear(QuantizedWeight):
         super().__init__(weight, scale, parts)
         self.groups = groups
         self.wide = wide
+
+    @property
+    def rounds(self) -> bool:
+        """Whether inputs are rounded to FP8."""
+        return self.fp8_inputs and self.groups == 1 and not self.wide
 
     def stored(self) -> tuple[Tensor, Tensor | None]:
         """Weight and scales in the dtypes of the file; a plain weight unchanged."""
@@ -83,7 +99,7 @@ class QuantizedLinear(QuantizedWeight):
         """`W x` in x's dtype."""
         weight, scale = self.stored()
         if scale is not None:
-            return lowbit_linear(x, weight, scale, self.groups)
+            return fp8_linear(x, weight, scale) if self.rounds else lowbit_linear(x, weight, scale, self.groups)
         weight = weight.to(x.dtype)
         return linear(x, weight) if self.groups == 1 else grouped_linear(x, weight, self.groups)
 
@@ -95,7 +111,8 @@ class QuantizedMatrix(QuantizedWeight):
         """`[P, O]` for pairs sorted by expert."""
         if self.scale is None:
             return expert_linear(x_PI, self.weight, counts)
-        return lowbit_expert_linear(x_PI, *self.experts(), counts)
+        product = fp8_expert_linear if self.fp8_inputs else lowbit_expert_linear
+        return product(x_PI, *self.experts(), counts)
 
     def experts(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Weights and scales of all experts in the dtypes of the file."""
@@ -131,19 +148,10 @@ class QuantizedExperts(nn.Module):
             w2 = self.w2.weight
             w3 = self.w3.weight
             return expert_mlp(x_ND, tokens_P, weights_P, w1, w2, w3, counts, self.limit)
-        x_PD = x_ND if tokens_P is None else x_ND[tokens_P]
-        inner = weights_P[:, None] * clamped_swiglu(self.w1(x_PD, counts), self.w3(x_PD, counts), self.limit)
-        out_PD = upcast(self.w2(inner.to(x_ND.dtype), counts))
-        return out_PD if tokens_P is None else add_pairs(out_PD, tokens_P, len(x_ND))
-
-
-def add_pairs(out_PD: Tensor, tokens_P: Tensor, tokens: int) -> Tensor:
-    """The sum of each token's pairs, `[N, D]`; every token has the same number of them.
-
-    They are gathered, then added in the order of experts, as `expert_mlp` does, without atomics.
-    """
-    first, *others = out_PD[tokens_P.argsort(stable=True)].unflatten(0, (tokens, -1)).unbind(1)
-    return sum(others, first)
+        x_PD = x_ND if tokens_P is None else gather_tokens(x_ND, tokens_P)
+        inner = weighted_swiglu(self.w1(x_PD, counts), self.w3(x_PD, counts), weights_P, self.limit)
+        out_PD = self.w2(inner, counts)
+        return upcast(out_PD) if tokens_P is None else add_pairs(out_PD, tokens_P, len(x_ND))
 
 
 @torch.no_grad()
@@ -163,6 +171,10 @@ def quantize_modules(model: nn.Module, kind_of: KindOf) -> None:
             kinds = {matrix: kind_of_experts(name, matrix, len(module.w1), kind_of) for matrix in MATRICES}
             if any(kind in QUANTIZED for kind in kinds.values()):
                 replace(model, name, as_quantized_experts(module, kinds))
+    for block in (part for part in model.modules() if isinstance(part, Block)):
+        for part in block.modules():
+            if isinstance(part, QuantizedWeight):
+                part.fp8_inputs = block.numerics.fp8_inputs
 
 
 def quantize_weight(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
