@@ -42,7 +42,7 @@ class AdaptedLinear(QuantizedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """`W x` plus every adapter's change."""
         x = upcast(x) if self.wide else x
-        out = self.product(x)
+        out = self.input_product(x)
         for adapter in self.adapters() if self.adapted else ():
             out = out + adapter(x)
         return out
@@ -71,7 +71,7 @@ class RoundedLinear(AdaptedLinear):
         (adapter,) = self.adapters()
         weight, scale = self.stored()
         x = upcast(x) if self.wide else x
-        if self.rounds and scale is not None:
+        if self.rounds:
             x = fake_quantize_fp8(x, ACTIVATION_GROUP)
         return rounded_linear(x, weight, scale, adapter.A, adapter.B, adapter.scaling, self.rounding, self.groups)
 

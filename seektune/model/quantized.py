@@ -80,7 +80,7 @@ class QuantizedLinear(QuantizedWeight):
     @property
     def rounds(self) -> bool:
         """Whether inputs are rounded to FP8."""
-        return self.fp8_inputs and self.groups == 1 and not self.wide
+        return self.fp8_inputs and self.scale is not None and self.groups == 1 and not self.wide
 
     def stored(self) -> tuple[Tensor, Tensor | None]:
         """Weight and scales in the dtypes of the file; a plain weight unchanged."""
@@ -93,13 +93,21 @@ class QuantizedLinear(QuantizedWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product with the dequantized weight, in x's dtype, or in fp32 if `wide`."""
-        return self.product(upcast(x) if self.wide else x)
+        return self.input_product(upcast(x) if self.wide else x)
+
+    def input_product(self, x: Tensor) -> Tensor:
+        """`product` of the layer's input, which may be rounded."""
+        if not self.rounds:
+            return self.product(x)
+        weight, scale = self.stored()
+        assert scale is not None
+        return fp8_linear(x, weight, scale)
 
     def product(self, x: Tensor) -> Tensor:
         """`W x` in x's dtype."""
         weight, scale = self.stored()
         if scale is not None:
-            return fp8_linear(x, weight, scale) if self.rounds else lowbit_linear(x, weight, scale, self.groups)
+            return lowbit_linear(x, weight, scale, self.groups)
         weight = weight.to(x.dtype)
         return linear(x, weight) if self.groups == 1 else grouped_linear(x, weight, self.groups)
 
