@@ -14,13 +14,13 @@ from seektune.model.flops import layer_flops
 from seektune.sequence import SequenceLayout
 
 
-def layers(bench: Bench, packed: bool, length: int) -> Found:
-    """All kinds of layers at one length, one after the other."""
+def layers(bench: Bench, packed: bool, length: int, rounding: str = "plain") -> Found:
+    """All kinds of layers at one length, one after the other; `rounding` is their numerics."""
     found: Found = {}
     for ratio, name in NAMES.items():
         if bench.is_late:
             break
-        block = layer(bench, ratio, packed)
+        block = layer(bench, ratio, packed, rounding)
         found[name] = layer_times(bench, block, ratio, packed, bench.tokens(length))
         del block
         if bench.device == "cuda":

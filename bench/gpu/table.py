@@ -28,6 +28,7 @@ PARTS = (
     Part("products", 6, products),
     Part("kernels, 4096", 15, partial(kernel_times, length=4096)),
     Part("packed products, 4096", 14, partial(packed_times, length=4096)),
+    Part("layers, FP8 inputs, 4096", 10, partial(layers, packed=True, length=4096, rounding="serving")),
     Part("DeepSeek's kernels", 5, deepseek_kernels),
     Part("layers, frozen experts, 16384", 20, partial(layers, packed=False, length=16384)),
     Part("kernels, 16384", 15, partial(kernel_times, length=16384)),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seektune.kernels import Prefix, index_topk, quantize_fp4, quantize_fp8, sort_by_expert
-from seektune.kernels.triton import fp8_grouped_mm, index_scores, lowbit_grouped_mm, norm, pairs
+from seektune.kernels.triton import fp8_grouped_mm, fp8_linear, index_scores, lowbit_grouped_mm, norm, pairs
 from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
 
@@ -167,6 +167,22 @@ def compare_experts() -> int:
     return compare(run(pair.on_gpu, arguments), run(pair.reference, arguments), BOUNDS[torch.bfloat16])
 
 
+def compare_fp8_fallbacks() -> int:
+    """Compare FP8 products on a GPU without them, and their gradients where decoding is not fused."""
+    experts = kernel("fp8_expert_linear")
+    linear = kernel("fp8_linear")
+    cases = [
+        (experts, lowbit_experts(quantize_fp4, 70, 160, 4, 0, 3)(torch.float32), BOUND),
+        (experts, lowbit_experts(quantize_fp8, 128, 96, 5, 0, 3)(torch.bfloat16), BOUNDS[torch.bfloat16]),
+        (linear, (leaf(torch.float32, 2, 3, 160), *quantize_fp8(torch.randn(70, 160))), BOUND),
+    ]
+    lowbit_grouped_mm.FUSED_ROWS = 0
+    for pair, arguments, bound in cases:
+        compare(run(pair.on_gpu, arguments), run(pair.reference, arguments), bound)
+    fp8_linear.has_fp8_products = lambda device: False
+    return sum(compare(run(pair.on_gpu, given), run(pair.reference, given), bound) for pair, given, bound in cases)
+
+
 CHECKS = {
     "experts": compare_experts,
     "pairs": compare_pairs,
@@ -177,6 +193,7 @@ CHECKS = {
     "large_tiles": compare_large_tiles,
     "few_tokens": compare_few_tokens,
     "fp8_tiles": compare_fp8_tiles,
+    "fp8_fallbacks": compare_fp8_fallbacks,
 }
 
 

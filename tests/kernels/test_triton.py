@@ -7,7 +7,16 @@ from tests.forks import Run
 OPERATIONS = (
     *("clamped_swiglu", "sinkhorn", "sparse_attention", "index_topk", "hyper_read", "hyper_write", "rotate"),
     *("norm_rope", "token_logprobs", "split_lists", "lowbit_expert_linear", "large_tiles", "few_tokens"),
-    *("weighted_swiglu", "fake_quantize", "rms_norm", "pairs", "experts", "fp8_expert_linear", "fp8_tiles"),
+    *(
+        "weighted_swiglu",
+        "fake_quantize",
+        "rms_norm",
+        "pairs",
+        "experts",
+        "fp8_expert_linear",
+        "fp8_tiles",
+        "fp8_fallbacks",
+    ),
 )
 
 
