@@ -47,6 +47,7 @@ clamped_swiglu = Kernel(
     cpu=cpu.clamped_swiglu,
     invariant=in_double(eager.clamped_swiglu),
 )
+encode_rows = Kernel(plain.encode_rows, plain.encode_rows, "fp8_grouped_mm")
 expert_linear = Kernel(
     plain.expert_linear,
     plain.expert_linear,
@@ -61,7 +62,11 @@ fake_quantize_fp4 = Kernel(plain.fake_quantize_fp4, plain.fake_quantize_fp4, "fa
 fake_quantize_fp8 = Kernel(plain.fake_quantize_fp8, plain.fake_quantize_fp8, "fake_quantize")
 fake_quantize_weight = Kernel(plain.fake_quantize_weight, eager.fake_quantize_weight, "fake_quantize")
 fp8_expert_linear = Kernel(
-    plain.fp8_expert_linear, plain.fp8_expert_linear, "fp8_linear", invariant=invariant.fp8_expert_linear
+    plain.fp8_expert_linear,
+    plain.fp8_expert_linear,
+    "fp8_linear",
+    invariant=invariant.fp8_expert_linear,
+    deepseek="deep_gemm_fp8",
 )
 fp8_linear = Kernel(plain.fp8_linear, plain.fp8_linear, "fp8_linear", invariant=invariant.fp8_linear)
 gate_scores = Kernel(plain.gate_scores, plain.gate_scores, invariant=in_double(plain.gate_scores))
@@ -145,6 +150,7 @@ __all__ = [
     "dequantize_fp4",
     "dequantize_fp8",
     "dequantize_nvfp4",
+    "encode_rows",
     "expert_linear",
     "expert_mlp",
     "fake_quantize_fp4",

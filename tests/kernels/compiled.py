@@ -38,7 +38,7 @@ STREAM_TYPES = (
     | {"eps": "fp32", "norm_eps": "fp32"}
 )
 FP8_TYPES = {"x": "*u8", "factors": FP32}
-ENCODE_TYPES = {"codes": "*fp8e4nv", "scales": FP32} | dict.fromkeys(("largest", "least_peak", "smallest"), "fp32")
+ENCODE_TYPES = {"codes": "*u8", "scales": FP32} | dict.fromkeys(("largest", "least_peak", "smallest"), "fp32")
 OWN_TYPES = {
     "_choose": {"entries": "i32"},
     "_read": STREAM_TYPES,
@@ -115,7 +115,6 @@ def fp8_products(capability: int) -> list[int]:
         built = compiled(kernel, capability, sizes | {"FP4": fp4}, warps, stages, FP8_MULTIPLES)
         assert spilled(built) == 0, "a program's values must fit into its registers"
         taken.append(built.metadata.shared)
-    compiled(fp8_grouped_mm._encode, capability, {"R": fp8_grouped_mm.ROWS, "G": 128}, 4, 1)
     return taken
 
 
@@ -135,6 +134,7 @@ def main(capability: int, heads: int, keys: int) -> None:
     assert spilled(built) == 0, "a query's scores must fit into registers"
     print("index", built.metadata.shared)
     lowbit_products(capability)
+    compiled(fp8_grouped_mm._encode, capability, {"R": fp8_grouped_mm.ROWS, "G": 128}, 4, 1)
     if divmod(capability, 10) >= fp8_grouped_mm.CAPABILITY:
         for taken in fp8_products(capability):
             print("fp8", taken)

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from seektune.kernels import Prefix, index_topk, quantize_fp4, quantize_fp8, sort_by_expert
+from seektune.kernels import Prefix, encode_rows, index_topk, quantize_fp4, quantize_fp8, sort_by_expert
 from seektune.kernels.triton import fp8_grouped_mm, fp8_linear, index_scores, lowbit_grouped_mm, norm, pairs
 from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
@@ -122,8 +122,13 @@ def compare_fake_quantize() -> int:
                 rounded = kernel(name).on_gpu(x, *arguments)
                 assert_identical(rounded, kernel(name).reference(x, *arguments))
                 found += rounded.numel()
+            for each in (x.flatten(0, 1), x.flatten(0, 1).bfloat16()):
+                (codes, scales), (expected, factors) = encode_rows.on_gpu(each), encode_rows.reference(each)
+                assert_identical(codes.view(torch.uint8), expected.view(torch.uint8))
+                assert_identical(scales, factors)
     broken = torch.ones(4, 128)
     broken[1, 3] = torch.nan
+    assert encode_rows.on_gpu(broken)[0].float()[1, 3].isnan()
     for kind in ("fp4", "fp8"):
         assert kernel("fake_quantize_weight").on_gpu(broken, kind)[1, 3].isnan(), "NaN must propagate"
     return found

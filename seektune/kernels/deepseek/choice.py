@@ -157,13 +157,15 @@ def shape_key(name: str, package: str, arguments: tuple[Any, ...], training: boo
 
 
 def _described(argument: Any) -> str:
-    """Dtype and shape of a tensor, the number of rows as a power of two, as it varies by step; numbers; the name and
-    the fields of a dataclass."""
+    """Dtype and shape of a tensor, the number of rows as a power of two, as it varies by step; the number of tensors of
+    a sequence, with the first one's; numbers; the name and the fields of a dataclass."""
     if isinstance(argument, Tensor):
         return f"{str(argument.dtype).removeprefix('torch.')}:{'x'.join(map(str, _sizes(argument)))}"
     if is_dataclass(argument):
         parts = (_described(vars(argument)[field.name]) for field in fields(argument))
         return f"{type(argument).__name__}({','.join(parts)})"
+    if isinstance(argument, list | tuple) and argument and isinstance(argument[0], Tensor):
+        return f"{len(argument)}*{_described(argument[0])}"
     return str(argument) if isinstance(argument, int | float) else type(argument).__name__
 
 

@@ -14,7 +14,7 @@ from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear, lowbi
 from seektune.kernels.reference.norm import norm_rope, rms_norm, rotate
 from seektune.kernels.reference.pairs import add_pairs, gather_tokens
 from seektune.kernels.reference.pool import pool_windows
-from seektune.kernels.reference.quantize import fake_quantize_fp4, fake_quantize_fp8
+from seektune.kernels.reference.quantize import encode_rows, fake_quantize_fp4, fake_quantize_fp8
 from seektune.kernels.reference.route import gate_scores, gate_weights, route
 from seektune.kernels.reference.sinkhorn import sinkhorn
 from seektune.kernels.reference.sparse_attention import sparse_attention
@@ -24,6 +24,7 @@ from seektune.kernels.reference.token_logprobs import token_logprobs
 __all__ = [
     "add_pairs",
     "clamped_swiglu",
+    "encode_rows",
     "expert_linear",
     "expert_mlp",
     "fake_quantize_fp4",

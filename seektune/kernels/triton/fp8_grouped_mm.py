@@ -17,7 +17,7 @@ from seektune.kernels.reference.dequantize import decoded_columns
 from seektune.kernels.reference.quantize import ACTIVATION_GROUP, FP8_MAX, SMALLEST, SMALLEST_PEAK
 from seektune.kernels.triton.dequantize import e2m1, power_of_two
 from seektune.kernels.triton.expert_linear import copied
-from seektune.kernels.triton.fake_quantize import _scale, _signed, _to_fp8
+from seektune.kernels.triton.fake_quantize import _scale, _to_fp8
 from seektune.kernels.triton.lowbit_grouped_mm import ALIGNED, _group_of_tile, expert_table
 
 CAPABILITY = (8, 9)
@@ -34,14 +34,16 @@ def has_fp8_products(device: torch.device) -> bool:
 
 
 def encode_rows(x_PI: Tensor) -> tuple[Tensor, Tensor]:
-    """e4m3 codes `[P, I]` and fp32 scales `[P, K]`, powers of two; their products are `fake_quantize_fp8(x, 128)`."""
+    """See `reference.encode_rows`; no gradient, and any GPU."""
     pairs, inputs = x_PI.shape
     blocks = triton.cdiv(inputs, ACTIVATION_GROUP)
     codes = torch.empty(pairs, inputs, dtype=torch.float8_e4m3fn, device=x_PI.device)
     scales = torch.empty(pairs, blocks, dtype=torch.float32, device=x_PI.device)
     grid = triton.cdiv(pairs, ROWS), blocks
     limits = FP8_MAX, SMALLEST_PEAK, SMALLEST
-    _encode[grid](x_PI.contiguous(), codes, scales, pairs, inputs, blocks, *limits, ROWS, ACTIVATION_GROUP)
+    if codes.numel():
+        given = x_PI.detach().contiguous(), codes.view(torch.uint8), scales
+        _encode[grid](*given, pairs, inputs, blocks, *limits, ROWS, ACTIVATION_GROUP)
     return codes, scales
 
 
@@ -82,8 +84,14 @@ def _encode(  # type: ignore[no-untyped-def]
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     peak = tl.maximum(tl.max(tl.abs(values), axis=1), least_peak)
     scale, inverse = _scale(peak, largest, smallest)
-    size = _to_fp8(values * inverse[:, None], largest)
-    tl.store(codes + at, _signed(size, values).to(tl.float8e4nv), mask=inside)
+    bits = _to_fp8(values * inverse[:, None], largest).to(tl.int32, bitcast=True)
+    # exponents of fp32 and e4m3 differ by 120; below 2^-6, steps are 2^-9
+    is_small = bits < 121 << 23
+    small = (tl.where(is_small, bits, 0).to(tl.float32, bitcast=True) * 512.0).to(tl.int32)
+    code = tl.where(is_small, small, (bits - (120 << 23)) >> 20)
+    code = tl.where(values != values, 0x7F, code)
+    sign = (values.to(tl.int32, bitcast=True) >> 24) & 0x80
+    tl.store(codes + at, (code | sign).to(tl.uint8), mask=inside)
     tl.store(scales + row * blocks + tl.program_id(1), scale, mask=row < pairs)
 
 
