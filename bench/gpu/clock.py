@@ -20,6 +20,21 @@ def seconds(bench: Bench, work: Callable[[], object], repeats: int = 5) -> float
     return median([clock(work) for _ in range(repeats + 2)][2:])
 
 
+def launch_milliseconds(bench: Bench, work: Callable[[], object], repeats: int = 3) -> float | None:
+    """Median of the time that the host needs to launch work on an idle GPU; None on a CPU.
+
+    Where it is below the work's own time, the GPU does not wait for launches, and CUDA graphs cannot make it faster.
+    """
+    if bench.device != "cuda":
+        return None
+    spent = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        spent.append(_on_cpu(work))
+    torch.cuda.synchronize()
+    return round(median(spent) * 1e3, 3)
+
+
 def _on_gpu(work: Callable[[], object]) -> float:
     begin = torch.cuda.Event(enable_timing=True)
     end = torch.cuda.Event(enable_timing=True)

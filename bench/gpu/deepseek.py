@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from bench.gpu.clock import milliseconds
-from bench.gpu.kernel_times import index_inputs, seen_entries
+from bench.gpu.kernel_times import E8M0, FP8, index_inputs, seen_entries
 from bench.gpu.part import Bench, Found
 from bench.gpu.slice import NAMES
 from bench.gpu.twins import checked
-from seektune.kernels import Kernel, expert_linear, index_topk, sinkhorn, sparse_attention
+from seektune.kernels import Kernel, expert_linear, fp8_expert_linear, index_topk, sinkhorn, sparse_attention
 from seektune.model.config import CSA
 from seektune.sequence import SequenceLayout
 from tests.gpu.agreement import BOUNDS, largest_error
@@ -53,11 +53,16 @@ def _cases(bench: Bench) -> list[tuple[str, Kernel[Any, Any], tuple[Any, ...]]]:
     counts = [pairs // experts + (expert < pairs % experts) for expert in range(experts)]
     random = partial(torch.randn, device=bench.device, dtype=BF16)
     weights = random(experts, config.moe_intermediate_size, config.hidden_size)
+    codes = torch.randint(0, 64, weights.shape, device=bench.device, dtype=torch.uint8).view(FP8)
+    blocks = [experts, *(-(-size // 128) for size in weights.shape[1:])]
+    scales = torch.full(blocks, 120, device=bench.device, dtype=torch.uint8).view(E8M0)
+    rows = random(pairs, config.hidden_size)
     streams = torch.randn(tokens, config.hc_mult, config.hc_mult, device=bench.device)
     return [
         *((f"sparse_attention, {name}", sparse_attention, _attention(bench, ratio)) for ratio, name in NAMES.items()),
         ("sinkhorn", sinkhorn, (streams, config.hc_sinkhorn_iters, config.hc_eps)),
-        ("expert_linear", expert_linear, (random(pairs, config.hidden_size), weights, counts)),
+        ("expert_linear", expert_linear, (rows, weights, counts)),
+        ("fp8_expert_linear", fp8_expert_linear, (rows, codes.unbind(), scales.unbind(), counts)),
     ]
 
 

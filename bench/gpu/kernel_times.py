@@ -10,6 +10,8 @@ from bench.gpu.slice import NAMES
 from seektune.kernels import (
     Chosen,
     Prefix,
+    fp8_expert_linear,
+    fp8_linear,
     index_topk,
     lowbit_expert_linear,
     lowbit_linear,
@@ -72,7 +74,7 @@ def index_inputs(bench: Bench, tokens: int) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def packed_times(bench: Bench, length: int) -> Found:
-    """Products with frozen FP4 experts and FP8 maps of one layer: forward, and the gradient of their input."""
+    """Products of bf16 and of FP8 inputs with frozen FP4 experts and FP8 maps: forward, and the input's gradient."""
     config = bench.config
     width = config.hidden_size
     inner = config.moe_intermediate_size
@@ -82,16 +84,18 @@ def packed_times(bench: Bench, length: int) -> Found:
     rows = leaf(bench, pairs, width)
     weights = torch.randint(-128, 128, (experts, inner, width // 2), device=bench.device, dtype=torch.int8)
     scales = torch.full((experts, inner, width // 32), 120, device=bench.device, dtype=torch.uint8).view(E8M0)
-    grouped = partial(lowbit_expert_linear, rows, weights.unbind(), scales.unbind(), counts)
+    packed = rows, weights.unbind(), scales.unbind(), counts
     x = leaf(bench, bench.tokens(length), width)
     codes = torch.randint(0, 64, (inner, width), device=bench.device, dtype=torch.uint8).view(FP8)
     blocks = torch.full((-(-inner // 128), -(-width // 128)), 120, device=bench.device, dtype=torch.uint8).view(E8M0)
     times = {
-        "lowbit_expert_linear, FP4": both_ways(bench, grouped, [rows]),
+        "lowbit_expert_linear, FP4": both_ways(bench, partial(lowbit_expert_linear, *packed), [rows]),
+        "fp8_expert_linear, FP4": both_ways(bench, partial(fp8_expert_linear, *packed), [rows]),
         "lowbit_linear, FP8": both_ways(bench, partial(lowbit_linear, x, codes, blocks), [x]),
+        "fp8_linear, FP8": both_ways(bench, partial(fp8_linear, x, codes, blocks), [x]),
     }
-    work = {"lowbit_expert_linear, FP4": 2 * pairs * width * inner, "lowbit_linear, FP8": 2 * len(x) * width * inner}
     for name, each in times.items():
-        rate = work[name] / each["forward_ms"] / 1e9
+        multiplied = pairs if "expert" in name else len(x)
+        rate = 2 * multiplied * width * inner / each["forward_ms"] / 1e9
         each["forward_share_of_matmul"] = bench.share(rate, bench.matmul)
     return times

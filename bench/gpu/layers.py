@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from bench.gpu.clock import forget_peak, leaf, peak_gb, seconds
+from bench.gpu.clock import forget_peak, launch_milliseconds, leaf, peak_gb, seconds
 from bench.gpu.part import Bench, Found
 from bench.gpu.slice import NAMES, layer
 from seektune.model.block import Block
@@ -14,13 +14,13 @@ from seektune.model.flops import layer_flops
 from seektune.sequence import SequenceLayout
 
 
-def layers(bench: Bench, packed: bool, length: int) -> Found:
-    """All kinds of layers at one length, one after the other."""
+def layers(bench: Bench, packed: bool, length: int, rounding: str = "plain") -> Found:
+    """All kinds of layers at one length, one after the other; `rounding` is their numerics."""
     found: Found = {}
     for ratio, name in NAMES.items():
         if bench.is_late:
             break
-        block = layer(bench, ratio, packed)
+        block = layer(bench, ratio, packed, rounding)
         found[name] = layer_times(bench, block, ratio, packed, bench.tokens(length))
         del block
         if bench.device == "cuda":
@@ -33,16 +33,21 @@ def layer_times(bench: Bench, block: Block, ratio: int, packed: bool, length: in
     config = bench.config
     streams = leaf(bench, 1, length, config.hc_mult, config.hidden_size)
     layout = SequenceLayout.single(1, length, bench.device)
-    upstream = torch.ones_like(streams)
     forward = partial(block, streams, None, layout, None)
+    upstream = torch.ones_like(streams)
+
+    def step() -> None:
+        forward().backward(upstream)
+
     forget_peak(bench)
     ahead = seconds(bench, forward, 3)
-    both = seconds(bench, lambda: forward().backward(upstream), 3)
+    both = seconds(bench, step, 3)
     rate = sum(useful_flops(config, ratio, length, packed).values()) / both / 1e12
     return {
         "ms": round(both * 1e3, 2),
         "forward_ms": round(ahead * 1e3, 2),
         "backward_ms": round((both - ahead) * 1e3, 2),
+        "launch_ms": launch_milliseconds(bench, step),
         "tflops": round(rate, 4),
         "share_of_matmul": bench.share(rate, bench.matmul),
         "peak_gb": peak_gb(bench),

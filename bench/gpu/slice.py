@@ -37,13 +37,13 @@ def packed_slice(bench: Bench) -> DeepseekV4ForCausalLM:
     return model
 
 
-def layer(bench: Bench, ratio: int, packed: bool) -> Block:
+def layer(bench: Bench, ratio: int, packed: bool, rounding: str = "plain") -> Block:
     """One layer, whose experts are frozen; with `packed` they and attention are FP4 and FP8, and all is frozen."""
     config = bench.config
     number = next(n for n in range(config.num_hidden_layers) if config.ratio(n) == ratio)
     # past the hash-routed ones, which need token ids
     config = config.replace(num_hash_layers=0)
-    block = Block(config, number, numerics("plain", config.index_head_dim), torch.device("meta"), BF16)
+    block = Block(config, number, numerics(rounding, config.index_head_dim), torch.device("meta"), BF16)
     root = nn.Module()
     root.layers = nn.ModuleDict({str(number): block})
     if packed:

@@ -7,10 +7,11 @@ COLUMNS = "| layer | tokens | ms | TFLOP/s | of matmul | peak GB |\n|---|---|---
 
 
 def tables(result: dict[str, Any]) -> list[str]:
-    """Layers with frozen experts, packed layers, and kernels; a table without numbers is left out."""
+    """Layers with frozen experts, packed layers of bf16 and of FP8 inputs, and kernels; empty tables are left out."""
     made = [
         _table(COLUMNS, layer_rows(result, "layers, frozen experts")),
         _table(COLUMNS, layer_rows(result, "layers, packed")),
+        _table(COLUMNS, layer_rows(result, "layers, FP8 inputs")),
         _table("| kernel | tokens | forward ms | backward ms |\n|---|---|---|---|", kernel_rows(result)),
     ]
     return [table for table in made if table]

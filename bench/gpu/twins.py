@@ -69,12 +69,14 @@ def released_twins(bench: Bench) -> Found:
 
 
 def packed_twins(bench: Bench) -> Found:
-    """Products with frozen FP4, FP8 and bf16 weights, in bf16, and the index's choice."""
+    """Products with frozen FP4, FP8 and bf16 weights, in bf16 and of FP8 inputs, and the index's choice."""
     forms = ("fp4",) if bench.tiny else ("fp4", "fp8", "bf16")
     found: Found = {}
     for form in forms:
         name, arguments = frozen_experts(form)
         found[f"{name}, {form}"] = _against_reference(bench, name, arguments)
+        if form != "bf16":
+            found[f"fp8_expert_linear, {form}"] = _against_reference(bench, "fp8_expert_linear", arguments)
     for form in forms[:2]:
         for groups in (1, 2):
             arguments = frozen_maps(form, groups)

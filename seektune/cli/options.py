@@ -120,7 +120,10 @@ def load_options(
     ] = False,
     numerics: Annotated[
         NumericsName,
-        typer.Option(help="`released` simulates the rounding of DeepSeek's inference kernels."),
+        typer.Option(
+            help="`released` simulates the rounding of keys and the indexer in DeepSeek's inference kernels; "
+            "`serving`, with --quantized, also that of inputs of products."
+        ),
     ] = "plain",
 ) -> MakeLoadOptions:
     """Options for loading a checkpoint."""

@@ -88,11 +88,13 @@ class LoadOptions:
         return loaded[0]
 
     def check(self) -> None:
-        """Check that the adapter can be read, before weights are.
+        """Check that the adapter can be read, before weights are, and that `serving` has weights to apply to.
 
         Raises:
-            ValueError: it cannot.
+            ValueError: it cannot, or it has none.
         """
+        if self.numerics == "serving" and not self.quantized:
+            raise ValueError("--numerics serving rounds inputs of quantized weights: add --quantized, or use released")
         if self.adapter is None:
             return
         if not self.adapter.is_dir():

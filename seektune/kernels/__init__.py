@@ -38,6 +38,7 @@ from seektune.kernels.reference.quantize import (
 from seektune.kernels.reference.rounded_linear import Rounding, lora_delta, rounded_expert_linear, rounded_linear
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
+add_pairs = Kernel(plain.add_pairs, plain.add_pairs, "pairs")
 clamped_swiglu = Kernel(
     plain.clamped_swiglu,
     eager.clamped_swiglu,
@@ -45,6 +46,7 @@ clamped_swiglu = Kernel(
     cpu=cpu.clamped_swiglu,
     invariant=in_double(eager.clamped_swiglu),
 )
+encode_rows = Kernel(plain.encode_rows, plain.encode_rows, "fp8_grouped_mm")
 expert_linear = Kernel(
     plain.expert_linear,
     plain.expert_linear,
@@ -58,8 +60,17 @@ expert_mlp = Kernel(
 fake_quantize_fp4 = Kernel(plain.fake_quantize_fp4, plain.fake_quantize_fp4, "fake_quantize")
 fake_quantize_fp8 = Kernel(plain.fake_quantize_fp8, plain.fake_quantize_fp8, "fake_quantize")
 fake_quantize_weight = Kernel(plain.fake_quantize_weight, eager.fake_quantize_weight, "fake_quantize")
+fp8_expert_linear = Kernel(
+    plain.fp8_expert_linear,
+    plain.fp8_expert_linear,
+    "fp8_linear",
+    invariant=invariant.fp8_expert_linear,
+    deepseek="deep_gemm_fp8",
+)
+fp8_linear = Kernel(plain.fp8_linear, plain.fp8_linear, "fp8_linear", invariant=invariant.fp8_linear)
 gate_scores = Kernel(plain.gate_scores, plain.gate_scores, invariant=in_double(plain.gate_scores))
 gate_weights = Kernel(plain.gate_weights, plain.gate_weights, invariant=in_double(plain.gate_weights))
+gather_tokens = Kernel(plain.gather_tokens, plain.gather_tokens, "pairs")
 gathered_lowbit_linear = Kernel(plain.gathered_lowbit_linear, plain.gathered_lowbit_linear, "lowbit_linear")
 grouped_linear = Kernel(
     plain.grouped_linear, plain.grouped_linear, cpu=cpu.grouped_linear, invariant=invariant.grouped_linear
@@ -111,6 +122,13 @@ linear_z_loss = Kernel(plain.linear_z_loss, eager.linear_z_loss)
 token_logprobs = Kernel(
     plain.token_logprobs, eager.token_logprobs, "token_logprobs", invariant=invariant.token_logprobs
 )
+weighted_swiglu = Kernel(
+    plain.weighted_swiglu,
+    eager.weighted_swiglu,
+    "swiglu",
+    cpu=cpu.weighted_swiglu,
+    invariant=invariant.weighted_swiglu,
+)
 window_logsumexp = Kernel(plain.window_logsumexp, plain.window_logsumexp)
 
 __all__ = [
@@ -123,6 +141,7 @@ __all__ = [
     "Prefix",
     "Rounding",
     "Visible",
+    "add_pairs",
     "batch_invariant_kernels",
     "clamped_swiglu",
     "cpu_decode_kernels",
@@ -131,13 +150,17 @@ __all__ = [
     "dequantize_fp4",
     "dequantize_fp8",
     "dequantize_nvfp4",
+    "encode_rows",
     "expert_linear",
     "expert_mlp",
     "fake_quantize_fp4",
     "fake_quantize_fp8",
     "fake_quantize_weight",
+    "fp8_expert_linear",
+    "fp8_linear",
     "gate_scores",
     "gate_weights",
+    "gather_tokens",
     "gathered_linear",
     "gathered_lowbit_linear",
     "grouped_linear",
@@ -176,5 +199,6 @@ __all__ = [
     "training_kernels",
     "upcast",
     "values_per_element",
+    "weighted_swiglu",
     "window_logsumexp",
 ]

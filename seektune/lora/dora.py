@@ -32,7 +32,7 @@ class DoraLinear(AdaptedLinear):
         x = upcast(x) if self.wide else x
         (adapter,) = self.adapters()
         factor = (self.magnitude / self.length(adapter)).to(x.dtype)
-        out = self.product(x) + adapter(x)
+        out = self.input_product(x) + adapter(x)
         return out * (factor if self.groups == 1 else factor.unflatten(0, (self.groups, -1)))
 
     @torch.no_grad()

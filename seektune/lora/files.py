@@ -183,9 +183,13 @@ def _restore(model: nn.Module, name: str, module: Adapted) -> None:
         return
     scale = None if module.scale is None else module.scale.detach()
     if isinstance(module, AdaptedLinear):
-        replace(model, name, QuantizedLinear(module.weight.detach(), scale, module.groups, module.wide, module.parts))
+        plain = QuantizedLinear(module.weight.detach(), scale, module.groups, module.wide, module.parts)
+        plain.fp8_inputs = module.fp8_inputs
+        replace(model, name, plain)
         return
     parent, _, matrix = name.rpartition(".")
     experts = model.get_submodule(parent)
     assert isinstance(experts, QuantizedExperts)
-    experts.register_module(matrix, QuantizedMatrix(module.weight.detach(), scale, module.parts))
+    restored = QuantizedMatrix(module.weight.detach(), scale, module.parts)
+    restored.fp8_inputs = module.fp8_inputs
+    experts.register_module(matrix, restored)

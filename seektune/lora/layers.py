@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from seektune.kernels import (
     Rounding,
     decoded_columns,
+    fake_quantize_fp8,
     rounded_expert_linear,
     rounded_linear,
     upcast,
 )
+from seektune.kernels.reference.quantize import ACTIVATION_GROUP
 from seektune.lora.low_rank import ExpertLowRank, LowRank
 from seektune.model.quantized import QuantizedLinear, QuantizedMatrix
 
@@ -29,6 +31,7 @@ class AdaptedLinear(QuantizedLinear):
 
     def __init__(self, base: QuantizedLinear):
         super().__init__(base.weight, base.scale, base.groups, base.wide, base.parts)
+        self.fp8_inputs = base.fp8_inputs
         self.lora = nn.ModuleDict()
 
     @property
@@ -39,7 +42,7 @@ class AdaptedLinear(QuantizedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """`W x` plus every adapter's change."""
         x = upcast(x) if self.wide else x
-        out = self.product(x)
+        out = self.input_product(x)
         for adapter in self.adapters() if self.adapted else ():
             out = out + adapter(x)
         return out
@@ -68,6 +71,8 @@ class RoundedLinear(AdaptedLinear):
         (adapter,) = self.adapters()
         weight, scale = self.stored()
         x = upcast(x) if self.wide else x
+        if self.rounds:
+            x = fake_quantize_fp8(x, ACTIVATION_GROUP)
         return rounded_linear(x, weight, scale, adapter.A, adapter.B, adapter.scaling, self.rounding, self.groups)
 
 
@@ -79,6 +84,7 @@ class AdaptedMatrix(QuantizedMatrix):
 
     def __init__(self, base: QuantizedMatrix):
         super().__init__(base.weight, base.scale, base.parts)
+        self.fp8_inputs = base.fp8_inputs
         self.lora = nn.ModuleDict()
 
     @property
@@ -123,6 +129,8 @@ class RoundedMatrix(AdaptedMatrix):
             return super().forward(x_PI, counts)
         (adapter,) = self.adapters()
         weights, scales = (self.weight.unbind(), None) if self.scale is None else self.experts()
+        if self.fp8_inputs and scales is not None:
+            x_PI = fake_quantize_fp8(x_PI, ACTIVATION_GROUP)
         factors = adapter.A, adapter.B, adapter.scaling
         return rounded_expert_linear(x_PI, weights, scales, *factors, self.rounding, counts)
 

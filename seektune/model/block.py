@@ -26,6 +26,7 @@ class Block(nn.Module):
         dtype: torch.dtype,
     ):
         super().__init__()
+        self.numerics = numerics
         self.attn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
         self.attn = Attention(config, config.ratio(layer), numerics, device, dtype)
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)

@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from seektune.checkpoint.formats import FORMATS, QUANTIZED
 from seektune.kernels import (
-    clamped_swiglu,
+    add_pairs,
     expert_linear,
     fake_quantize_fp8,
     fake_quantize_weight,
+    gather_tokens,
     grouped_linear,
     linear,
     upcast,
+    weighted_swiglu,
 )
 from seektune.kernels.reference.quantize import ACTIVATION_GROUP
 from seektune.model.linear import GroupedLinear, Linear
 from seektune.model.moe import Experts
-from seektune.model.quantized import add_pairs, kind_of_experts, replace
+from seektune.model.quantized import kind_of_experts, replace
 
 ROUNDED_AS = {"fp4": "fp4", "fp8": "fp8", "fp8_f32_pow2": "fp8"}
 """The kinds of formats that training can round to, and the values that each holds: scales are powers of two."""
@@ -63,13 +65,12 @@ class FakeQuantizedExperts(nn.Module):
     def forward(self, x_ND: Tensor, weights_P: Tensor, counts: list[int], tokens_P: Tensor | None = None) -> Tensor:
         """As `Experts.forward`; with `tokens_P`, every token must have the same number of pairs."""
         x_ND = fake_quantize_fp8(x_ND, ACTIVATION_GROUP)
-        x_PD = x_ND if tokens_P is None else x_ND[tokens_P]
+        x_PD = x_ND if tokens_P is None else gather_tokens(x_ND, tokens_P)
         gate_PF = expert_linear(x_PD, fake_quantize_weight(self.w1, self.kind), counts)
         up_PF = expert_linear(x_PD, fake_quantize_weight(self.w3, self.kind), counts)
-        inner_PF = weights_P[:, None] * clamped_swiglu(gate_PF, up_PF, self.limit)
-        inner_PF = fake_quantize_fp8(inner_PF.to(x_ND.dtype), ACTIVATION_GROUP)
-        out_PD = upcast(expert_linear(inner_PF, fake_quantize_weight(self.w2, self.kind), counts))
-        return out_PD if tokens_P is None else add_pairs(out_PD, tokens_P, len(x_ND))
+        inner_PF = fake_quantize_fp8(weighted_swiglu(gate_PF, up_PF, weights_P, self.limit), ACTIVATION_GROUP)
+        out_PD = expert_linear(inner_PF, fake_quantize_weight(self.w2, self.kind), counts)
+        return upcast(out_PD) if tokens_P is None else add_pairs(out_PD, tokens_P, len(x_ND))
 
 
 def fake_quantize_modules(model: nn.Module, format: str) -> None:

@@ -14,9 +14,12 @@ from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.lowbit import as_parameters, from_parameters
 from seektune.checkpoint.stored import Stored, encode
 from seektune.kernels import (
-    clamped_swiglu,
+    add_pairs,
     expert_linear,
     expert_mlp,
+    fp8_expert_linear,
+    fp8_linear,
+    gather_tokens,
     gathered_linear,
     gathered_lowbit_linear,
     grouped_linear,
@@ -24,7 +27,9 @@ from seektune.kernels import (
     lowbit_expert_linear,
     lowbit_linear,
     upcast,
+    weighted_swiglu,
 )
+from seektune.model.block import Block
 from seektune.model.linear import GroupedLinear, WideLinear
 from seektune.model.moe import Experts, gathered_mlp
 from seektune.model.streamed_parts import StreamedParts
@@ -41,6 +46,9 @@ class QuantizedWeight(nn.Module):
     If it is streamed, the parameters are on the meta device, and `parts` are views of the checkpoint's file.
     """
 
+    fp8_inputs = False
+    """Whether inputs of products with quantized values are rounded to FP8; `Numerics.fp8_inputs`."""
+
     def __init__(self, weight: Tensor, scale: Tensor | None, parts: StreamedParts | None = None):
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -54,7 +62,10 @@ class QuantizedWeight(nn.Module):
 
 
 class QuantizedLinear(QuantizedWeight):
-    """A linear layer `[O, I]`; `groups` and `wide` as in `GroupedLinear` and `WideLinear`."""
+    """A linear layer `[O, I]`; `groups` and `wide` as in `GroupedLinear` and `WideLinear`.
+
+    Grouped and wide layers never round their inputs: serving multiplies them in bf16 and fp32.
+    """
 
     def __init__(
         self,
@@ -68,6 +79,11 @@ class QuantizedLinear(QuantizedWeight):
         self.groups = groups
         self.wide = wide
 
+    @property
+    def rounds(self) -> bool:
+        """Whether inputs are rounded to FP8."""
+        return self.fp8_inputs and self.scale is not None and self.groups == 1 and not self.wide
+
     def stored(self) -> tuple[Tensor, Tensor | None]:
         """Weight and scales in the dtypes of the file; a plain weight unchanged."""
         if self.parts is not None:
@@ -79,7 +95,15 @@ class QuantizedLinear(QuantizedWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product with the dequantized weight, in x's dtype, or in fp32 if `wide`."""
-        return self.product(upcast(x) if self.wide else x)
+        return self.input_product(upcast(x) if self.wide else x)
+
+    def input_product(self, x: Tensor) -> Tensor:
+        """`product` of the layer's input, which may be rounded."""
+        if not self.rounds:
+            return self.product(x)
+        weight, scale = self.stored()
+        assert scale is not None
+        return fp8_linear(x, weight, scale)
 
     def product(self, x: Tensor) -> Tensor:
         """`W x` in x's dtype."""
@@ -97,7 +121,8 @@ class QuantizedMatrix(QuantizedWeight):
         """`[P, O]` for pairs sorted by expert."""
         if self.scale is None:
             return expert_linear(x_PI, self.weight, counts)
-        return lowbit_expert_linear(x_PI, *self.experts(), counts)
+        product = fp8_expert_linear if self.fp8_inputs else lowbit_expert_linear
+        return product(x_PI, *self.experts(), counts)
 
     def gathered(self, x_PI: Tensor, experts_P: Tensor) -> Tensor:
         """`[P, O]` for few pairs, in shapes that do not depend on their experts; not of streamed weights."""
@@ -141,24 +166,15 @@ class QuantizedExperts(nn.Module):
             w2 = self.w2.weight
             w3 = self.w3.weight
             return expert_mlp(x_ND, tokens_P, weights_P, w1, w2, w3, counts, self.limit)
-        x_PD = x_ND if tokens_P is None else x_ND[tokens_P]
-        inner = weights_P[:, None] * clamped_swiglu(self.w1(x_PD, counts), self.w3(x_PD, counts), self.limit)
-        out_PD = upcast(self.w2(inner.to(x_ND.dtype), counts))
-        return out_PD if tokens_P is None else add_pairs(out_PD, tokens_P, len(x_ND))
+        x_PD = x_ND if tokens_P is None else gather_tokens(x_ND, tokens_P)
+        inner = weighted_swiglu(self.w1(x_PD, counts), self.w3(x_PD, counts), weights_P, self.limit)
+        out_PD = self.w2(inner, counts)
+        return upcast(out_PD) if tokens_P is None else add_pairs(out_PD, tokens_P, len(x_ND))
 
     def gathered(self, x_ND: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """As `Experts.gathered`."""
         products = [w.gathered for w in (self.w1, self.w2, self.w3)]
         return gathered_mlp(x_ND, experts_NK, weights_NK, products, self.limit)
-
-
-def add_pairs(out_PD: Tensor, tokens_P: Tensor, tokens: int) -> Tensor:
-    """The sum of each token's pairs, `[N, D]`; every token has the same number of them.
-
-    They are gathered, then added in the order of experts, as `expert_mlp` does, without atomics.
-    """
-    first, *others = out_PD[tokens_P.argsort(stable=True)].unflatten(0, (tokens, -1)).unbind(1)
-    return sum(others, first)
 
 
 @torch.no_grad()
@@ -178,6 +194,10 @@ def quantize_modules(model: nn.Module, kind_of: KindOf) -> None:
             kinds = {matrix: kind_of_experts(name, matrix, len(module.w1), kind_of) for matrix in MATRICES}
             if any(kind in QUANTIZED for kind in kinds.values()):
                 replace(model, name, as_quantized_experts(module, kinds))
+    for block in (part for part in model.modules() if isinstance(part, Block)):
+        for part in block.modules():
+            if isinstance(part, QuantizedWeight):
+                part.fp8_inputs = block.numerics.fp8_inputs
 
 
 def quantize_weight(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:

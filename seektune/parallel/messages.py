@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.reference.quantize import ACTIVATION_GROUP, FP8_MAX, SMALLEST_PEAK, power_of_two_above, to_e4m3
+from seektune.kernels import encode_rows
+from seektune.kernels.reference.quantize import ACTIVATION_GROUP
 
 GROUP = ACTIVATION_GROUP
 """Columns with a common scale in FP8 messages."""
@@ -53,10 +54,9 @@ class Fp8:
 
     def encode(self, x_PD: Tensor) -> Tensor:
         """Codes, then exponents of the scales, uint8 `[P, D + D / 128]`, both filled up to whole groups."""
-        groups = F.pad(x_PD.float(), (0, -x_PD.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-        scale = power_of_two_above(groups.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_PEAK) / FP8_MAX)
-        codes = to_e4m3(groups / scale).view(torch.uint8).flatten(1)
-        return torch.cat([codes, scale.squeeze(-1).to(torch.float8_e8m0fnu).view(torch.uint8)], dim=1)
+        codes, scales = encode_rows(x_PD)
+        padded = F.pad(codes.view(torch.uint8), (0, -x_PD.shape[1] % GROUP))
+        return torch.cat([padded, scales.to(torch.float8_e8m0fnu).view(torch.uint8)], dim=1)
 
     def decode(self, sent_Q: Tensor, like: Tensor) -> Tensor:
         """The values of the codes."""

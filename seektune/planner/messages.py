@@ -8,16 +8,24 @@ from seektune.planner.job import TrainingJob
 
 FP8_BYTES = 1 + 1 / 128
 """Of a column, with its share of the scales."""
+OUTPUT_BYTES = 4
+"""Of a column of outputs, and of their gradients: fp32."""
+WEIGHT_BYTES = 4
+"""Of the weight of a pair: fp32."""
+COUNT_BYTES = 8
+"""Of the number of pairs of an expert: int64."""
 
 
 @dataclass(frozen=True)
 class ExpertMessages:
     """Seconds of a stage's messages for one micro-batch."""
 
+    counts: float
+    """Of pairs by expert, before everything else in a forward pass; all processes wait for them."""
     tokens: float
-    """To the experts."""
+    """To the experts, with the weights of pairs."""
     gradients: float
-    """Of tokens, back from the experts."""
+    """Of tokens and weights, back from the experts."""
     outputs: float
     """Back from the experts, in fp32, or their gradients to them."""
     one_part: bool
@@ -25,7 +33,7 @@ class ExpertMessages:
 
     def forward(self, hidden: float) -> float:
         """Seconds of a forward pass that are not hidden, with `hidden` seconds of arithmetic to hide behind."""
-        return self._exposed(self.tokens, hidden)
+        return self.counts + self._exposed(self.tokens, hidden)
 
     def backward(self, hidden: float) -> float:
         """The same of a backward pass."""
@@ -40,16 +48,21 @@ def expert_messages(
     job: TrainingJob, tokens: int, layers: int, ep_size: int, cluster: Cluster, factors: Mapping[str, float]
 ) -> ExpertMessages:
     """The messages of `tokens` tokens through `layers` layers."""
-    columns = tokens * job.config.num_experts_per_tok * job.config.hidden_size
+    pairs = tokens * job.config.num_experts_per_tok
+    width = job.config.hidden_size
     sent = FP8_BYTES if job.parallel.ep_message_dtype == "fp8" else job.itemsize
 
     parts = job.parallel.ep_parts
 
-    def seconds(column: float) -> float:
+    def seconds(row: float) -> float:
         # each part is a message of its own, with its latency
-        return layers * parts * exchange(columns / parts * column, ep_size, cluster, factors)
+        return layers * parts * exchange(pairs / parts * row, ep_size, cluster, factors)
 
-    return ExpertMessages(seconds(sent), seconds(job.itemsize), seconds(4), parts == 1)
+    # those of all parts are one message
+    counts = layers * exchange(COUNT_BYTES * parts * job.config.n_routed_experts, ep_size, cluster, factors)
+    weights = seconds(WEIGHT_BYTES)
+    rows = seconds(width * sent) + weights, seconds(width * job.itemsize) + weights, seconds(width * OUTPUT_BYTES)
+    return ExpertMessages(counts, *rows, parts == 1)
 
 
 def hiding(job: TrainingJob, experts: float, factors: Mapping[str, float]) -> float:

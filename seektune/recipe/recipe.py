@@ -58,7 +58,8 @@ class ModelConfig(Section):
     offload: Literal["none", "stream"] = "none"
     """`stream` keeps quantized weights on disk and reads them one block ahead: for models larger than memory."""
     numerics: NumericsName = "plain"
-    """`released` also applies the FP8 and FP4 rounding of keys and the indexer that serving uses."""
+    """`released` also applies the FP8 and FP4 rounding of keys and the indexer that serving uses; `serving` also rounds
+    the inputs of products with `quantized` weights to FP8 as serving does, on FP8 tensor cores where a GPU has them."""
     batch_invariant: bool = False
     """Compute each token alike whatever else is in its batch: decoding and training then give the same bits, but
     for rare roundings. Slower."""
@@ -267,6 +268,10 @@ class Recipe(Section):
         if self.model.quantized and not self.lora.targets and not self.train.drafter:
             raise ValueError(
                 "model.quantized weights cannot be trained; list modules to adapt in lora.targets, or set it to false"
+            )
+        if self.model.numerics == "serving" and not self.model.quantized:
+            raise ValueError(
+                "model.numerics serving rounds inputs of quantized weights: set model.quantized, or choose released"
             )
         if self.model.offload == "stream" and (not self.model.quantized or self.model.weights is None):
             raise ValueError("model.offload stream needs model.weights to stream from, and model.quantized")

@@ -21,7 +21,7 @@ from tests.kernels.test_codecs import every_fp4_byte, every_fp8_byte
 from tests.kernels.test_twins import PAIRS
 from tests.kernels.twins import kernel, run
 
-from .agreement import BOUNDS, agree, definition, exact, released
+from .agreement import BOUNDS, agree, definition, exact, frozen_experts, released
 from .to_device import to_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -82,6 +82,17 @@ def test_products_of_frozen_experts(form: str, fused_rows: int, monkeypatch: pyt
         arguments, name = (x, packed, scales, counts), "lowbit_expert_linear"
     found = run(kernel(name), to_device(arguments, "cuda"))
     agree(found, run(kernel(name).reference, arguments), 1e-2)
+
+
+@pytest.mark.parametrize("form", ["fp4", "fp8"])
+def test_products_of_fp8_inputs(form: str):
+    """On FP8 tensor cores where the GPU has them, otherwise of rounded inputs in bf16."""
+    _, arguments = frozen_experts(form)
+    for name, given in (
+        ("fp8_expert_linear", arguments),
+        ("fp8_linear", (arguments[0], arguments[1][0], arguments[2][0])),
+    ):
+        agree(run(kernel(name), to_device(given, "cuda")), run(kernel(name).reference, given), 1e-2)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from seektune.kernels.triton import (
+    fp8_grouped_mm,
     hyper_route,
     hyper_route_gradients,
     hyper_route_tiles,
@@ -36,9 +37,18 @@ STREAM_TYPES = (
     | dict.fromkeys(("fn", "base", "scale", "scales", "u", "inverse", "dlogits", "du"), FP32)
     | {"eps": "fp32", "norm_eps": "fp32"}
 )
-OWN_TYPES = {"_choose": {"entries": "i32"}, "_read": STREAM_TYPES, "_read_backward": STREAM_TYPES}
+FP8_TYPES = {"x": "*u8", "factors": FP32}
+ENCODE_TYPES = {"codes": "*u8", "scales": FP32} | dict.fromkeys(("largest", "least_peak", "smallest"), "fp32")
+OWN_TYPES = {
+    "_choose": {"entries": "i32"},
+    "_read": STREAM_TYPES,
+    "_read_backward": STREAM_TYPES,
+    "_multiply_fp8": FP8_TYPES,
+    "_encode": ENCODE_TYPES,
+}
 """Types of arguments by kernel, where they differ."""
 PRODUCT_MULTIPLES = ("x", "table", "out", "outputs", "inputs")
+FP8_MULTIPLES = (*PRODUCT_MULTIPLES, "factors")
 INDEX_MULTIPLES = ("q", "keys", "weights", "chosen", "scores", "width")
 STREAM_MULTIPLES = ("streams", "fn", "u", "width")
 """Addresses and sizes that are multiples of 16 at released widths, as Triton notices at a call."""
@@ -91,6 +101,23 @@ def lowbit_products(capability: int) -> None:
         print("lowbit", built.metadata.shared)
 
 
+def fp8_products(capability: int) -> list[int]:
+    """Shared memory of the products with FP4 and FP8 weights for many rows, with the largest tiles.
+
+    Raises:
+        triton.CompilationError: the GPU has no FP8 products.
+    """
+    rows, columns, warps, stages = fp8_grouped_mm.TILES[-1]
+    sizes = {"PACKED": True, "ALIGN": 16, "E": 256, "ROWS": rows, "COLUMNS": columns}
+    taken = []
+    for fp4 in (True, False):
+        kernel = fp8_grouped_mm._multiply_fp8
+        built = compiled(kernel, capability, sizes | {"FP4": fp4}, warps, stages, FP8_MULTIPLES)
+        assert spilled(built) == 0, "a program's values must fit into its registers"
+        taken.append(built.metadata.shared)
+    return taken
+
+
 def main(capability: int, heads: int, keys: int) -> None:
     """All kernels with 64 heads of 512 channels in bf16, and indexer heads of 128."""
     wide, tile = {"H": heads, "C": 512}, {"TILE": keys}
@@ -107,6 +134,10 @@ def main(capability: int, heads: int, keys: int) -> None:
     assert spilled(built) == 0, "a query's scores must fit into registers"
     print("index", built.metadata.shared)
     lowbit_products(capability)
+    compiled(fp8_grouped_mm._encode, capability, {"R": fp8_grouped_mm.ROWS, "G": 128}, 4, 1)
+    if divmod(capability, 10) >= fp8_grouped_mm.CAPABILITY:
+        for taken in fp8_products(capability):
+            print("fp8", taken)
     streams = {"S": 4, "R": 32, "M": hyper_route_tiles.TOKENS, "C": hyper_route_tiles.WIDTH}
     for kernel in (hyper_route._read, hyper_route_gradients._read_backward):
         warps, stages = hyper_route_tiles.OPTIONS.values()

@@ -78,9 +78,48 @@ def _grouped(a: Tensor, b_GKN: Tensor, d: Tensor, layout: Tensor, given: Tensor)
         d[rows] = F.linear(a[rows].float(), b_GKN[group].float().mT).bfloat16()
 
 
+def m_grouped_fp8_fp4_gemm_nt_contiguous(
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    d: Tensor,
+    grouped_layout: Tensor,
+    disable_ue8m0_cast: bool = False,
+    recipe_a: tuple[int, int] | None = None,
+    recipe_b: tuple[int, int] | None = None,
+) -> None:
+    """a e4m3 [M, K] with scales [M, K / 128]; b e4m3 [G, N, K] with scales per 128 x 128, or packed FP4.
+
+    FP4 is int8 [G, N, K / 2], low half first, with scales [G, N, K / 32] and recipes of both. Scales are fp32, powers
+    of two unless not cast.
+    """
+    (codes, factors), (weights, scales) = a, b
+    fp4 = weights.dtype == torch.int8
+    groups, outputs, inputs = weights.shape[0], weights.shape[1], weights.shape[2] * (2 if fp4 else 1)
+    assert (recipe_a, recipe_b) == (((1, 128), (1, 32)) if fp4 else (None, None))
+    assert codes.dtype == torch.float8_e4m3fn
+    assert factors.dtype == scales.dtype == torch.float32
+    assert factors.shape == (len(codes), inputs // 128)
+    assert scales.shape == ((groups, outputs, inputs // 32) if fp4 else (groups, outputs // 128, inputs // 128))
+    assert all(x.is_contiguous() for x in (codes, factors, weights))
+    if not disable_ue8m0_cast:
+        assert all(torch.equal(x, x.log2().ceil().exp2()) for x in (factors, scales))
+    if fp4:
+        values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+        nibbles = torch.stack([weights & 15, (weights >> 4) & 15], dim=-1).flatten(-2).long()
+        decoded = values[nibbles & 7] * torch.where(nibbles >= 8, -1.0, 1.0) * scales.repeat_interleave(32, dim=2)
+    else:
+        decoded = weights.float() * scales.repeat_interleave(128, dim=1).repeat_interleave(128, dim=2)
+    rows = codes.float() * factors.repeat_interleave(128, dim=1)
+    for tile in range(0, len(rows), ALIGNMENT):
+        group = int(grouped_layout[tile])
+        assert set(grouped_layout[tile : tile + ALIGNMENT].tolist()) <= {group, -1}
+        d[tile : tile + ALIGNMENT] = F.linear(rows[tile : tile + ALIGNMENT], decoded[group]).bfloat16()
+
+
 def modules() -> dict[str, ModuleType]:
     """All modules by name."""
-    gemm = {each.__name__: each for each in (m_grouped_bf16_gemm_nt_contiguous, m_grouped_bf16_gemm_nn_contiguous)}
+    bf16 = m_grouped_bf16_gemm_nt_contiguous, m_grouped_bf16_gemm_nn_contiguous
+    gemm = {each.__name__: each for each in (*bf16, m_grouped_fp8_fp4_gemm_nt_contiguous)}
     settings = {
         "get_theoretical_mk_alignment_for_contiguous_layout": lambda: ALIGNMENT,
         "set_mk_alignment_for_contiguous_layout": lambda alignment: None,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seektune.kernels import Chosen, Prefix, sort_by_expert
+from seektune.kernels import Chosen, Prefix, quantize_fp4, sort_by_expert
 from seektune.sequence import SequenceLayout
 
 Case = Callable[[torch.dtype], tuple[Any, ...]]
@@ -138,6 +138,24 @@ def random_angles(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor]:
     return turns.cos(), turns.sin()
 
 
+def weighted_case(pairs: int, width: int) -> Case:
+    """Gates and ups of pairs, some of them clamped, and the pairs' weights."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        weights = torch.rand(pairs, dtype=torch.float64).to(wide(dtype)).requires_grad_()
+        return leaf(dtype, pairs, width), leaf(dtype, pairs, width), weights, 0.7
+
+    return make
+
+
+def far_apart(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """FP4 with groups of zeros, and groups of 32 that are 2^20 times as large as others of the same row."""
+    weight = weight.clone()
+    weight[0, :32] *= 2.0**20
+    weight[:, 64:96] = 0
+    return quantize_fp4(weight)
+
+
 def divergence_case(tokens: int, temperature: float, reverse: bool, weighted: bool = False) -> Case:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         teacher = leaf(dtype, tokens, 5).detach(), leaf(dtype, 11, 5).detach()
@@ -147,7 +165,20 @@ def divergence_case(tokens: int, temperature: float, reverse: bool, weighted: bo
     return make
 
 
+TOKENS_OF_PAIRS = torch.tensor([0, 3, 1, 3, 4, 0, 2, 4, 1, 2])
+"""Two pairs of each of five tokens."""
+
 CASES: dict[str, dict[str, Case]] = {
+    "add_pairs": {
+        "two each": lambda dtype: (leaf(dtype, 10, 1030), TOKENS_OF_PAIRS, 5),
+        "one each": lambda dtype: (leaf(dtype, 3, 7), torch.tensor([2, 0, 1]), 3),
+    },
+    "gather_tokens": {"two each": lambda dtype: (leaf(dtype, 5, 1030), TOKENS_OF_PAIRS)},
+    "weighted_swiglu": {
+        "two blocks": weighted_case(5, 1030),
+        "odd": weighted_case(3, 7),
+        "none": weighted_case(0, 7),
+    },
     "sparse_attention": {
         "window": attention("window"),
         "prefix": attention("prefix"),

@@ -8,18 +8,18 @@ from torch import Tensor
 
 from seektune.kernels import (
     Prefix,
-    clamped_swiglu,
+    encode_rows,
     index_topk,
     quantize_fp4,
     quantize_fp8,
     sort_by_expert,
     static_kernels,
 )
-from seektune.kernels.triton import index_scores, lowbit_grouped_mm, norm, pairs, swiglu
+from seektune.kernels.triton import fp8_grouped_mm, fp8_linear, index_scores, lowbit_grouped_mm, norm, pairs
 from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
 
-from .inputs import CASES, attention, leaf, lowbit_experts, missing_keys, no_queries
+from .inputs import CASES, attention, far_apart, leaf, lowbit_experts, missing_keys, no_queries
 from .test_codecs import assert_identical
 from .test_twins import BOUNDS
 from .twins import kernel, run
@@ -43,7 +43,8 @@ LOWBIT = {
     "outputs of V4-Flash": lowbit_experts(quantize_fp4, 2048, 32, 1),
 }
 """Experts without pairs, with one, and with more than a tile; widths that are no multiple of a tile."""
-SPECIAL = {"sparse_attention": ATTENTION, "lowbit_expert_linear": LOWBIT}
+FP8 = LOWBIT | {"fp4, scales far apart": lowbit_experts(far_apart, 70, 160, 3, 0, 1)}
+SPECIAL = {"sparse_attention": ATTENTION, "lowbit_expert_linear": LOWBIT, "fp8_expert_linear": FP8}
 MANY = "many"
 """The case of thousands of tokens, for chunks of the eager kernels; Triton has a program for each token."""
 
@@ -116,18 +117,20 @@ def compare_gathered_lowbit() -> int:
     return found
 
 
-def compare_weighted_swiglu() -> int:
-    """Compare the activation times the weights of pairs with the two operations it replaces."""
-
-    def plain(gate: Tensor, up: Tensor, weights: Tensor, limit: float) -> Tensor:
-        return weights[:, None] * clamped_swiglu.reference(gate, up, limit)
-
-    found = 0
-    for count, width in ((5, 1030), (3, 7), (0, 7)):
-        gate, up, weights = leaf(torch.float32, count, width), leaf(torch.float32, count, width), torch.rand(count)
-        arguments = gate, up, weights.requires_grad_(), 0.7
-        found += compare(run(swiglu.weighted_swiglu, arguments), run(plain, arguments))
-    return found
+def compare_fp8_tiles() -> int:
+    """Compare FP8 products with the tiles of many rows, of experts and of a linear layer; rows of all magnitudes."""
+    fp8_grouped_mm.TILES = fp8_grouped_mm.TILES[1:]
+    sizes = torch.tensor([1e-6, 1.0, 0.0, 300.0, 1e6, 1e-3, 5.0])
+    for pack in (quantize_fp4, quantize_fp8):
+        x = (torch.randn(7, 160) * sizes[:, None]).requires_grad_()
+        pair = kernel("fp8_linear")
+        arguments = x, *pack(torch.randn(200, 160))
+        compare(run(pair.on_gpu, arguments)[1:], run(pair.reference, arguments)[1:])
+        for found, expected in zip(pair.on_gpu(*arguments), pair.reference(*arguments), strict=True):
+            compare([found], [expected])
+    pair = kernel("fp8_expert_linear")
+    arguments = lowbit_experts(quantize_fp4, 140, 96, 70, 0, 3)(torch.float32)
+    return compare(run(pair.on_gpu, arguments), run(pair.reference, arguments))
 
 
 def compare_fake_quantize() -> int:
@@ -146,8 +149,13 @@ def compare_fake_quantize() -> int:
                 rounded = kernel(name).on_gpu(x, *arguments)
                 assert_identical(rounded, kernel(name).reference(x, *arguments))
                 found += rounded.numel()
+            for each in (x.flatten(0, 1), x.flatten(0, 1).bfloat16()):
+                (codes, scales), (expected, factors) = encode_rows.on_gpu(each), encode_rows.reference(each)
+                assert_identical(codes.view(torch.uint8), expected.view(torch.uint8))
+                assert_identical(scales, factors)
     broken = torch.ones(4, 128)
     broken[1, 3] = torch.nan
+    assert encode_rows.on_gpu(broken)[0].float()[1, 3].isnan()
     for kind in ("fp4", "fp8"):
         assert kernel("fake_quantize_weight").on_gpu(broken, kind)[1, 3].isnan(), "NaN must propagate"
     return found
@@ -170,8 +178,12 @@ def compare_pairs() -> int:
         return x[tokens], torch.zeros(6, rows.shape[1]).index_add(0, tokens, rows)
 
     def planned(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return pairs.gather_tokens(x, plan), pairs.add_pairs(rows, plan)
+        return pairs.gather_planned(x, plan), pairs.add_planned(rows, plan)
 
+    for name in ("add_pairs", "gather_tokens"):
+        for case in CASES[name].values():
+            arguments = case(torch.float32)
+            compare(run(kernel(name).on_gpu, arguments), run(kernel(name).reference, arguments))
     arguments = leaf(torch.float32, 6, 1030), leaf(torch.float32, 9, 1030)
     return compare(run(planned, arguments), run(indexed, arguments))
 
@@ -187,17 +199,34 @@ def compare_experts() -> int:
     return compare(run(pair.on_gpu, arguments), run(pair.reference, arguments), BOUNDS[torch.bfloat16])
 
 
+def compare_fp8_fallbacks() -> int:
+    """Compare FP8 products on a GPU without them, and their gradients where decoding is not fused."""
+    experts = kernel("fp8_expert_linear")
+    linear = kernel("fp8_linear")
+    cases = [
+        (experts, lowbit_experts(quantize_fp4, 70, 160, 4, 0, 3)(torch.float32), BOUND),
+        (experts, lowbit_experts(quantize_fp8, 128, 96, 5, 0, 3)(torch.bfloat16), BOUNDS[torch.bfloat16]),
+        (linear, (leaf(torch.float32, 2, 3, 160), *quantize_fp8(torch.randn(70, 160))), BOUND),
+    ]
+    lowbit_grouped_mm.FUSED_ROWS = 0
+    for pair, arguments, bound in cases:
+        compare(run(pair.on_gpu, arguments), run(pair.reference, arguments), bound)
+    fp8_linear.has_fp8_products = lambda device: False
+    return sum(compare(run(pair.on_gpu, given), run(pair.reference, given), bound) for pair, given, bound in cases)
+
+
 CHECKS = {
     "experts": compare_experts,
     "pairs": compare_pairs,
     "rms_norm": compare_rms_norm,
     "fake_quantize": compare_fake_quantize,
-    "weighted_swiglu": compare_weighted_swiglu,
     "index_topk": compare_index_topk,
     "split_lists": compare_split_lists,
     "large_tiles": compare_large_tiles,
     "few_tokens": compare_few_tokens,
     "gathered_lowbit": compare_gathered_lowbit,
+    "fp8_tiles": compare_fp8_tiles,
+    "fp8_fallbacks": compare_fp8_fallbacks,
 }
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from seektune.kernels import batch_invariant_kernels, dispatch, training_kernels
-from seektune.kernels.deepseek import choice, deep_gemm, flash_mla, tile_kernels
+from seektune.kernels import batch_invariant_kernels, dispatch, quantize_fp4, quantize_fp8, training_kernels
+from seektune.kernels.deepseek import choice, deep_gemm, deep_gemm_fp8, flash_mla, tile_kernels
 from seektune.kernels.dispatch import Kernel
 from seektune.sequence import SequenceLayout
 
@@ -74,17 +74,33 @@ def test_deep_gemm_products_are_ours(counts: list[int]):
     close(run(deep_gemm.expert_linear, arguments), run(kernel("expert_linear").reference, arguments), 1e-2)
 
 
+@pytest.mark.parametrize(("pack", "generation"), [(quantize_fp8, 9), (quantize_fp8, 10), (quantize_fp4, 10)])
+def test_deep_gemm_products_of_fp8_rows_are_ours(pack: Any, generation: int, monkeypatch: pytest.MonkeyPatch):
+    packed = [pack(torch.randn(128, 256)) for _ in range(4)]
+    weights = torch.stack([weight for weight, _ in packed]).unbind()
+    scales = torch.stack([scale.view(torch.uint8) for _, scale in packed]).view(torch.float8_e8m0fnu).unbind()
+    arguments = leaf(torch.bfloat16, 134, 256), weights, scales, [3, 0, 130, 1]
+    monkeypatch.setattr(deep_gemm_fp8, "generation_of", lambda device: generation)
+    assert deep_gemm_fp8.supports(*arguments)
+    assert deep_gemm_fp8.trains(*arguments)
+    expected = run(kernel("fp8_expert_linear").reference, arguments)
+    close(run(deep_gemm_fp8.fp8_expert_linear, arguments), expected, 1e-2)
+    assert not deep_gemm_fp8.supports(arguments[0], [w.clone() for w in weights], *arguments[2:]), "of several tensors"
+    monkeypatch.setattr(deep_gemm_fp8, "generation_of", lambda device: 9)
+    assert deep_gemm_fp8.supports(*arguments) == (pack is quantize_fp8), "Hopper has no FP4"
+
+
 def test_every_row_of_the_dispatch_table_has_its_function():
     from seektune import kernels
 
     rows = {name: each for name, each in vars(kernels).items() if isinstance(each, Kernel) and each.deepseek}
-    assert {each.deepseek for each in rows.values()} == {"flash_mla", "tile_kernels", "deep_gemm"}
+    assert {each.deepseek for each in rows.values()} == {"flash_mla", "tile_kernels", "deep_gemm", "deep_gemm_fp8"}
     for name, each in rows.items():
         module = vars(choice)["import_module"](f"seektune.kernels.deepseek.{each.deepseek}")
         assert callable(vars(module)[name])
         assert callable(module.supports)
         assert callable(module.trains)
-    assert set(rows) <= {*CASES, "expert_linear"}
+    assert set(rows) <= {*CASES, "expert_linear", "fp8_expert_linear"}
 
 
 def made_up(**contents: object) -> ModuleType:
@@ -198,6 +214,17 @@ def test_shapes_are_told_apart_by_dtype_use_and_kind_of_entries():
     calls.append(attention("prefix", heads=2, width=4)(torch.bfloat16))
     keys = {choice.shape_key("attention", "made_up", each, training) for each in calls for training in (False, True)}
     assert len(keys) == 6
+
+
+def test_packed_weights_are_told_apart_by_form_shape_and_number():
+    x = torch.zeros(4, 256)
+    forms = [(quantize_fp4, 128, 2), (quantize_fp8, 128, 2), (quantize_fp8, 512, 2), (quantize_fp8, 512, 3)]
+    keys = set()
+    for pack, outputs, experts in forms:
+        packed = [pack(torch.zeros(outputs, 256))] * experts
+        arguments = x, tuple(weight for weight, _ in packed), tuple(scale for _, scale in packed), [4] + [0] * experts
+        keys.add(choice.shape_key("product", "made_up", arguments, True))
+    assert len(keys) == 4
 
 
 def test_a_training_run_has_the_same_kernel_with_and_without_gradients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -8,6 +8,8 @@ from torch import Tensor
 from seektune.kernels import (
     dequantize,
     expert_linear,
+    fp8_expert_linear,
+    fp8_linear,
     gathered_linear,
     gathered_lowbit_linear,
     grouped_linear,
@@ -82,6 +84,22 @@ def test_gathered_products_are_those_of_sorted_pairs(kind, dtype):
     size = expected.abs().amax(dim=1, keepdim=True)  # of a row: others are 2^30 times as large
     found = gathered_linear(x, experts, dense)
     assert float(((found - expected) / size).abs().max()) <= 64 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fp8_products_are_those_of_rounded_rows(kind):
+    """A row's 128 columns have a power of two for which 448 holds their largest value; gradients are not rounded."""
+    packed = [KINDS[kind](torch.randn(48, 160)) for _ in range(3)]
+    weights, scales = [weight for weight, _ in packed], [scale for _, scale in packed]
+    x = (torch.randn(5, 160) * torch.tensor([1e-3, 1.0, 500.0, 0.0, 7.0])[:, None]).requires_grad_()
+    peaks = torch.stack([x.detach()[:, :128].abs().amax(1), x.detach()[:, 128:].abs().amax(1)], dim=1).clamp(min=1e-4)
+    factor = (peaks / 448).log2().ceil().exp2().repeat_interleave(128, dim=1)[:, :160]
+    rounded = ((x.detach() / factor).to(torch.float8_e4m3fn).float() * factor).requires_grad_()
+    experts = with_gradient(rounded, lowbit_expert_linear(rounded, weights, scales, [3, 0, 2]))
+    assert_same(with_gradient(x, fp8_expert_linear(x, weights, scales, [3, 0, 2])), experts)
+    plain = with_gradient(rounded, lowbit_linear(rounded, *packed[0]))
+    assert_same(with_gradient(x, fp8_linear(x, *packed[0])), plain)
+    assert not torch.equal(plain[0], lowbit_linear(x, *packed[0]))
 
 
 def test_zero_tokens_keep_the_graph():

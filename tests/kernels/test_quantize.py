@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seektune.kernels import dequantize_fp4, dequantize_fp8, fake_quantize_fp4, fake_quantize_fp8, hadamard
+from seektune.kernels import dequantize_fp4, dequantize_fp8, encode_rows, fake_quantize_fp4, fake_quantize_fp8, hadamard
 
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -205,3 +205,13 @@ def test_hadamard_preserves_products_and_has_a_gradient():
     torch.testing.assert_close(hadamard(q) @ hadamard(k).T, q @ k.T)
     assert hadamard(q.bfloat16()).dtype == torch.bfloat16
     assert torch.autograd.gradcheck(hadamard, q[:2].requires_grad_())
+
+
+@pytest.mark.parametrize("width", [128, 200, 7])
+def test_encoded_rows_are_the_rounded_ones(width: int):
+    x = torch.randn(5, width) * torch.tensor([1e-6, 1.0, 0.0, -300.0, 1e20])[:, None]
+    codes, scales = encode_rows(x)
+    assert codes.dtype == torch.float8_e4m3fn
+    assert scales.shape == (5, -(-width // 128))
+    values = codes.float() * scales.repeat_interleave(128, dim=1)[:, :width]
+    assert torch.equal(values, fake_quantize_fp8(x, 128))

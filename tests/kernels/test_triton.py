@@ -7,7 +7,17 @@ from tests.forks import Run
 OPERATIONS = (
     *("clamped_swiglu", "sinkhorn", "sparse_attention", "index_topk", "hyper_read", "hyper_write", "rotate"),
     *("norm_rope", "token_logprobs", "split_lists", "lowbit_expert_linear", "large_tiles", "few_tokens"),
-    *("gathered_lowbit", "weighted_swiglu", "fake_quantize", "rms_norm", "pairs", "experts"),
+    *(
+        "gathered_lowbit",
+        "weighted_swiglu",
+        "fake_quantize",
+        "rms_norm",
+        "pairs",
+        "experts",
+        "fp8_expert_linear",
+        "fp8_tiles",
+        "fp8_fallbacks",
+    ),
 )
 
 

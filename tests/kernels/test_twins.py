@@ -171,4 +171,5 @@ def test_every_kernel_has_cases():
     elsewhere = {"gate_scores", "gate_weights", "index_recall", "window_logsumexp"}
     elsewhere |= {"index_topk", "route", "sort_pairs", "expert_linear", "lowbit_linear", "lowbit_expert_linear"}
     elsewhere |= {"gathered_lowbit_linear"}
+    elsewhere |= {"fp8_linear", "fp8_expert_linear", "encode_rows"}
     assert operations == {*CASES, *elsewhere}

@@ -1,18 +1,33 @@
 """A quantized model has the values and gradients of the decoded model, and takes the checkpoint's bytes."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seektune.checkpoint.compare import compare
 from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.source import FolderSource
+from seektune.kernels import fake_quantize_fp8
+from seektune.lora.build import add_adapters
+from seektune.lora.config import LoraConfig
+from seektune.lora.dora import DoraLinear
+from seektune.lora.files import unload_adapter
+from seektune.lora.low_rank import LowRank
+from seektune.lora.state import TRAINED
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.model.quantized import MATRICES, QuantizedLinear, as_quantized_experts, quantize_modules
+from seektune.model.quantized import (
+    MATRICES,
+    QuantizedLinear,
+    QuantizedWeight,
+    as_quantized_experts,
+    quantize_modules,
+    quantize_weight,
+)
 
 LOW_BIT = ["released", "fp8", "base"]
 
@@ -144,3 +159,37 @@ def test_loading_another_kind_is_rejected(folders):
     model.to_empty(device="cpu")
     with pytest.raises(ValueError, match="is stored as fp4, but the model holds it as fp8"):
         load_weights(model.state_dict(), folders["released"])
+
+
+def test_serving_rounds_the_inputs_of_quantized_products(parity_folder: Path):
+    """Adapters that change nothing, and their removal, leave it so; grouped products have inputs as they are."""
+    load = partial(DeepseekV4ForCausalLM.from_pretrained, parity_folder, quantized=True)
+    ids = torch.randint(160, (1, 40))
+    serving = load(numerics="serving")
+    found = serving(ids).logits
+    for merge_into in (None, "released"):
+        targets = ("attn", "ffn.experts", "ffn.shared_experts")
+        add_adapters(serving, LoraConfig(targets=targets, rank=2, merge_into=merge_into), mtp=False, seed=0)
+        assert torch.equal(serving(ids).logits, found)
+        unload_adapter(serving, TRAINED)
+        assert torch.equal(serving(ids).logits, found)
+
+    released = load(numerics="released")
+    assert not torch.equal(released(ids).logits, found)
+    for module in released.modules():
+        grouped = isinstance(module, QuantizedLinear) and (module.groups > 1 or module.wide)
+        if isinstance(module, QuantizedWeight) and module.scale is not None and not grouped:
+            module.register_forward_pre_hook(lambda _, args: (fake_quantize_fp8(args[0], 128), *args[1:]))
+    assert torch.equal(released(ids).logits, found)
+
+
+def test_serving_measures_lengths_of_dora_on_unrounded_matrices():
+    base = QuantizedLinear(*quantize_weight(torch.randn(64, 160), "fp8"))
+    base.fp8_inputs = True
+    layer = DoraLinear(base)
+    adapter = LowRank((64, 160), 2, 1.0, 0.0)
+    nn.init.normal_(adapter.A)
+    nn.init.normal_(adapter.B)
+    layer.measure_rows()
+    expected = (layer.base_values() + adapter.delta()).norm(dim=1)
+    torch.testing.assert_close(layer.length(adapter), expected, rtol=1e-5, atol=0)

@@ -10,6 +10,7 @@ from seektune.parallel.pipeline_order import schedule_actions
 from seektune.planner.hardware import known_gpu
 from seektune.planner.job import Layout
 from seektune.planner.memory import first_ranks
+from seektune.planner.messages import exchange, expert_messages
 from seektune.planner.time import StepTime, step_time
 from seektune.planner.timeline import StageTime, bubble_share, simulate
 from tests.places import FLASH, FLASH_LORA, RECIPES
@@ -91,17 +92,41 @@ def test_messages_between_experts_hide_behind_the_shared_expert_as_far_as_it_is_
     assert none - all_ <= shared * 1.001
     # in parts, the outputs are hidden too, behind all experts
     parts = layout(FLASH, 128, "parallel.ep_parts=2")
-    assert ep_seconds(parts, latency_s=0) == pytest.approx(ep_seconds(planned, latency_s=0))
+    counts = ep_seconds(parts, latency_s=0) - ep_seconds(planned, latency_s=0)
+    assert 0 < counts < 1e-4 * none, "two numbers of pairs for an expert instead of one"
     latencies = none - ep_seconds(planned, latency_s=0)
-    assert ep_seconds(parts) - none == pytest.approx(latencies), "twice as many messages"
+    again = 1 if planned.job.parallel.recompute == "block" else 0
+    more = (3 * (1 + again) + 3) / (4 * (1 + again) + 3)
+    assert ep_seconds(parts) - none - counts == pytest.approx(latencies * more), "twice as many, but for the counts"
     assert ep_seconds(parts, ep_overlap=1.0) < all_
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_messages_between_experts_are_tokens_weights_outputs_and_counts(parts: int) -> None:
+    job = layout(FLASH, 128, f"parallel.ep_parts={parts}").job
+    width, experts, pairs, layers = job.config.hidden_size, job.config.n_routed_experts, 6000, 3
+    factors = {**H100.factors, "latency_s": 0.0}
+    byte = exchange(1.0, 8, H100, factors)
+    sent = expert_messages(job, 1000, layers, 8, H100, factors)
+    assert sent.counts == pytest.approx(layers * 8 * experts * parts * byte)
+    assert sent.tokens == sent.gradients == pytest.approx(layers * pairs * (2 * width + 4) * byte)
+    assert sent.outputs == pytest.approx(layers * pairs * 4 * width * byte)
+    slow = expert_messages(job, 1000, layers, 8, H100, factors | {"latency_s": 1.0})
+    assert slow.counts - sent.counts == pytest.approx(layers)
+    assert slow.tokens - sent.tokens == pytest.approx(layers * parts * 2)
+    assert slow.outputs - sent.outputs == pytest.approx(layers * parts)
+    assert slow.forward(0.0) == pytest.approx(slow.counts + slow.tokens + slow.outputs)
+    assert slow.backward(0.0) == pytest.approx(slow.gradients + slow.outputs), "counts are known in backward"
 
 
 def test_fp8_messages_shorten_the_way_to_the_experts() -> None:
     """Of 2 + 4 bytes forward, recomputed and backward, a byte less 1/128 forward and recomputed."""
     plain, fp8 = (layout(FLASH, 128, f"parallel.ep_message_dtype={kind}") for kind in ("model", "fp8"))
     again = 1 if plain.job.parallel.recompute == "block" else 0
-    expected = 1 - (1 + again) * (1 - 1 / 128) / ((2 + again) * 6)
+    pairs = 6 * plain.rows_at_a_time * plain.length / plain.dims.cp_size
+    width = plain.job.config.hidden_size
+    counts = (1 + again) * 8 * plain.job.config.n_routed_experts / (pairs * width)
+    expected = 1 - (1 + again) * (1 - 1 / 128) / ((2 + again) * (6 + 4 / width) + counts)
     assert ep_seconds(fp8, latency_s=0) / ep_seconds(plain, latency_s=0) == pytest.approx(expected)
 
 

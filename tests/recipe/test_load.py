@@ -310,6 +310,13 @@ def test_messages_between_experts_of_one_process_are_refused(file: Path, setting
     assert load_recipe(file, [f"--parallel.{setting}", "--parallel.layout=auto"]).parallel.layout == "auto"
 
 
+def test_rounded_inputs_need_quantized_weights(file: Path) -> None:
+    serving = "--model.numerics=serving"
+    assert "model.numerics serving rounds inputs of quantized weights: set model.quantized" in complaint(file, serving)
+    adapted = "--model.quantized=true", "--lora.targets=[attn]", "--loss.bias_update_speed=0"
+    assert load_recipe(file, [serving, *adapted]).model.numerics == "serving"
+
+
 def test_batch_invariance_without_decoding_is_refused(file: Path) -> None:
     expected = "model.batch_invariant makes decoding and training equal, and objective.name cross_entropy decodes"
     assert expected in complaint(file, "--model.batch_invariant=true")

@@ -31,6 +31,12 @@ def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor | None:
     return out
 
 
+def weighted_swiglu(gate_PF: Tensor, up_PF: Tensor, weights_P: Tensor, limit: float) -> Tensor | None:
+    """See `reference.weighted_swiglu`."""
+    out = clamped_swiglu(gate_PF, up_PF, limit)
+    return None if out is None else out.mul_(weights_P[:, None])
+
+
 def expert_mlp(
     x_ND: Tensor,
     tokens_P: Tensor,

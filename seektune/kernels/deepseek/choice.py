@@ -1,7 +1,8 @@
 """Chooses between our kernel and DeepSeek's for a shape: measured once on a machine, then read from a file.
 
 So a run computes the same again on that machine, and all processes on that machine choose alike: the first one measures
-while the others wait for the file's lock. Another machine, also one of the same job, GPU or version of a package has
+while the others wait for the file's lock. Processes of a job on several machines choose alike, too: what the first of
+them has chosen is in the job's store, and replaces what the others' files say. Another GPU or version of a package has
 choices of its own.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 from warnings import warn
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from seektune.io.atomic import write_atomically
@@ -103,6 +105,7 @@ class Choices:
     def __init__(self, file: Path):
         self._file = file
         self._known: dict[str, str] = {}
+        self._settled: set[str] = set()
 
     @classmethod
     @cache
@@ -111,16 +114,20 @@ class Choices:
         return cls(file)
 
     def get(self, key: str, measure: Callable[[], str]) -> str:
-        """The choice of a shape; measured, and written for all later runs, if there is none."""
-        if key not in self._known:
+        """The choice of a shape: of the job, else of the file, else measured; written for all later runs."""
+        if key not in self._settled:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.with_suffix(".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._known |= self._read()
-                if key not in self._known:
-                    self._known[key] = measure()
-                    write_atomically(self._file, json.dumps(self._known, indent=1) + "\n")
+                self._settle(key, of_job(key, lambda: self._known[key] if key in self._known else measure()))
         return self._known[key]
+
+    def _settle(self, key: str, choice: str) -> None:
+        self._settled.add(key)
+        if self._known.get(key) != choice:
+            self._known[key] = choice
+            write_atomically(self._file, json.dumps(self._known, indent=1) + "\n")
 
     def _read(self) -> dict[str, str]:
         try:
@@ -130,6 +137,19 @@ class Choices:
         return found if isinstance(found, dict) else {}
 
 
+def of_job(key: str, choose_here: Callable[[], str]) -> str:
+    """What the first process of this job that needed it has chosen; without a job, what is chosen here.
+
+    No process waits for another, as they need different shapes at different times.
+    """
+    if not dist.is_initialized():
+        return choose_here()
+    store = dist.distributed_c10d._get_default_store()
+    name = f"seektune/kernels/{key}"
+    found = store.get(name) if store.check([name]) else store.compare_set(name, "", choose_here())
+    return found.decode()
+
+
 def shape_key(name: str, package: str, arguments: tuple[Any, ...], training: bool) -> str:
     """Operation, package with its version, use, and what its speed depends on of the arguments."""
     use = "training" if training else "inference"
@@ -137,13 +157,15 @@ def shape_key(name: str, package: str, arguments: tuple[Any, ...], training: boo
 
 
 def _described(argument: Any) -> str:
-    """Dtype and shape of a tensor, the number of rows as a power of two, as it varies by step; numbers; the name and
-    the fields of a dataclass."""
+    """Dtype and shape of a tensor, the number of rows as a power of two, as it varies by step; the number of tensors of
+    a sequence, with the first one's; numbers; the name and the fields of a dataclass."""
     if isinstance(argument, Tensor):
         return f"{str(argument.dtype).removeprefix('torch.')}:{'x'.join(map(str, _sizes(argument)))}"
     if is_dataclass(argument):
         parts = (_described(vars(argument)[field.name]) for field in fields(argument))
         return f"{type(argument).__name__}({','.join(parts)})"
+    if isinstance(argument, list | tuple) and argument and isinstance(argument[0], Tensor):
+        return f"{len(argument)}*{_described(argument[0])}"
     return str(argument) if isinstance(argument, int | float) else type(argument).__name__
 
 

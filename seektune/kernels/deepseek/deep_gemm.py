@@ -51,6 +51,16 @@ class _GroupedProduct(torch.autograd.Function):
 
 def _padded(gemm, rows_NI: Tensor, weights: Tensor, counts: list[int], outputs: int) -> Tensor:  # type: ignore[no-untyped-def]
     """The product of rows that are padded for it, `[N, outputs]`."""
+    place_N, layout_M = padded_rows(counts, rows_NI.device)
+    rows_MI = rows_NI.new_zeros(len(layout_M), rows_NI.shape[1])
+    rows_MI[place_N] = rows_NI
+    out_MO = rows_NI.new_empty(len(layout_M), outputs)
+    gemm(rows_MI, weights.contiguous(), out_MO, layout_M)
+    return out_MO[place_N]
+
+
+def padded_rows(counts: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The place of each row, `[N]`, and the expert of each padded one, int32 `[M]`, -1 for none; sets the alignment."""
     library = import_module(PACKAGE)
     alignment = library.get_theoretical_mk_alignment_for_contiguous_layout()
     library.set_mk_alignment_for_contiguous_layout(alignment)
@@ -58,11 +68,7 @@ def _padded(gemm, rows_NI: Tensor, weights: Tensor, counts: list[int], outputs: 
     expert_N = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     gap_E = (torch.tensor(padded) - torch.tensor(counts)).cumsum(0).roll(1)
     gap_E[0] = 0
-    place_N = (torch.arange(sum(counts)) + gap_E[expert_N]).to(rows_NI.device)
-    layout_M = torch.full((sum(padded),), -1, dtype=torch.int32, device=rows_NI.device)
-    layout_M[place_N] = expert_N.to(rows_NI.device, torch.int32)
-    rows_MI = rows_NI.new_zeros(sum(padded), rows_NI.shape[1])
-    rows_MI[place_N] = rows_NI
-    out_MO = rows_NI.new_empty(sum(padded), outputs)
-    gemm(rows_MI, weights.contiguous(), out_MO, layout_M)
-    return out_MO[place_N]
+    place_N = (torch.arange(sum(counts)) + gap_E[expert_N]).to(device)
+    layout_M = torch.full((sum(padded),), -1, dtype=torch.int32, device=device)
+    layout_M[place_N] = expert_N.to(device, torch.int32)
+    return place_N, layout_M

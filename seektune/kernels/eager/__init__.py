@@ -11,7 +11,7 @@ from seektune.kernels.eager.norm import norm_rope, rms_norm, rotate
 from seektune.kernels.eager.pool import pool_windows
 from seektune.kernels.eager.sinkhorn import sinkhorn
 from seektune.kernels.eager.sparse_attention import sparse_attention
-from seektune.kernels.eager.swiglu import clamped_swiglu
+from seektune.kernels.eager.swiglu import clamped_swiglu, weighted_swiglu
 from seektune.kernels.eager.token_logprobs import token_logprobs
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "sinkhorn",
     "sparse_attention",
     "token_logprobs",
+    "weighted_swiglu",
 ]

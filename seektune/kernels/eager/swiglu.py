@@ -14,6 +14,11 @@ def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     return out
 
 
+def weighted_swiglu(gate_PF: Tensor, up_PF: Tensor, weights_P: Tensor, limit: float) -> Tensor:
+    """See `reference.weighted_swiglu`."""
+    return (weights_P[:, None] * clamped_swiglu(gate_PF, up_PF, limit)).to(gate_PF.dtype)
+
+
 def activate(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     """`clamped_swiglu` of fp32 values, without a gradient."""
     return F.silu(gate.clamp(max=limit), inplace=True).mul_(up.clamp(-limit, limit))

@@ -6,13 +6,23 @@ tiles of one shape (`tiles`), and everything else in fp64, rounded once (`double
 """
 
 from seektune.kernels.invariant.double import hyper_read, in_double
-from seektune.kernels.invariant.experts import expert_linear, expert_mlp, lowbit_expert_linear, lowbit_linear
+from seektune.kernels.invariant.experts import (
+    expert_linear,
+    expert_mlp,
+    fp8_expert_linear,
+    fp8_linear,
+    lowbit_expert_linear,
+    lowbit_linear,
+    weighted_swiglu,
+)
 from seektune.kernels.invariant.logprobs import token_logprobs
 from seektune.kernels.invariant.tiles import grouped_linear, linear
 
 __all__ = [
     "expert_linear",
     "expert_mlp",
+    "fp8_expert_linear",
+    "fp8_linear",
     "grouped_linear",
     "hyper_read",
     "in_double",
@@ -20,4 +30,5 @@ __all__ = [
     "lowbit_expert_linear",
     "lowbit_linear",
     "token_logprobs",
+    "weighted_swiglu",
 ]

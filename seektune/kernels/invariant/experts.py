@@ -13,6 +13,7 @@ from seektune.kernels.invariant.double import in_double
 from seektune.kernels.invariant.tiles import grouped_linear, linear
 from seektune.kernels.reference.lowbit_linear import lowbit_expert_product, lowbit_product
 from seektune.kernels.reference.precision import upcast
+from seektune.kernels.reference.quantize import ACTIVATION_GROUP, fake_quantize_fp8
 
 
 def expert_linear(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Tensor:
@@ -49,3 +50,21 @@ def lowbit_expert_linear(
 ) -> Tensor:
     """See `reference.lowbit_expert_linear`."""
     return lowbit_expert_product(x_NI, weights, scales, counts, linear)
+
+
+def fp8_linear(x_NI: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """See `reference.fp8_linear`; rows are rounded alone."""
+    return lowbit_linear(fake_quantize_fp8(x_NI, ACTIVATION_GROUP), weight, scale)
+
+
+def fp8_expert_linear(
+    x_NI: Tensor, weights: Sequence[Tensor], scales: Sequence[Tensor], counts: Sequence[int]
+) -> Tensor:
+    """See `reference.fp8_expert_linear`."""
+    return lowbit_expert_linear(fake_quantize_fp8(x_NI, ACTIVATION_GROUP), weights, scales, counts)
+
+
+def weighted_swiglu(gate_PF: Tensor, up_PF: Tensor, weights_P: Tensor, limit: float) -> Tensor:
+    """See `reference.weighted_swiglu`."""
+    inner = in_double(eager.clamped_swiglu)(gate_PF, up_PF, limit)
+    return (weights_P[:, None] * inner).to(gate_PF.dtype)

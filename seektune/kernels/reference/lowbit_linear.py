@@ -65,6 +65,12 @@ def gathered_lowbit_linear(x_NI: Tensor, experts_N: Tensor, weight: Tensor, scal
     return torch.stack([F.linear(x_I, dequantize(own, factor, x_I.dtype)) for x_I, own, factor in each])
 
 
+def expert_input_gradient(grad_NO: Tensor, counts: Sequence[int], packed: Sequence[Tensor]) -> Tensor:
+    """`grad @ W` of each expert, `[N, I]`; `packed` is the weights, then the scales, of experts that have rows."""
+    parts = zip(grad_NO.split(list(counts)), _dequantize_each(packed, grad_NO), strict=True)
+    return torch.cat([part @ values for part, values in parts])
+
+
 class _LowbitLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale, groups, product, grouped):  # type: ignore[no-untyped-def]
@@ -95,8 +101,7 @@ class _LowbitExperts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         packed = ctx.saved_tensors  # read once: under recomputation they can be unpacked only once
-        parts = zip(grad.split(ctx.counts), _dequantize_each(packed, grad), strict=True)
-        return torch.cat([part @ values for part, values in parts]), None, None, *([None] * len(packed))
+        return expert_input_gradient(grad, ctx.counts, packed), None, None, *([None] * len(packed))
 
 
 def _dequantize_each(packed: Sequence[Tensor], like: Tensor) -> Iterator[Tensor]:

@@ -88,6 +88,17 @@ def fake_quantize_fp4(x: Tensor, group: int = FP4_GROUP) -> Tensor:
     return _StraightThrough.apply(x, group, _round_fp4)
 
 
+def encode_rows(x_NI: Tensor) -> tuple[Tensor, Tensor]:
+    """e4m3 codes `[N, I]` and fp32 scales `[N, ceil(I / 128)]`, powers of two; no gradient.
+
+    Codes times scales are `fake_quantize_fp8(x, 128)`.
+    """
+    width = x_NI.shape[1]
+    groups = F.pad(x_NI.detach().float(), (0, -width % ACTIVATION_GROUP)).unflatten(1, (-1, ACTIVATION_GROUP))
+    scale = _fp8_scale(groups)
+    return to_e4m3(groups / scale).flatten(1)[:, :width].contiguous(), scale.squeeze(-1)
+
+
 def hadamard(x: Tensor) -> Tensor:
     """Orthonormal Walsh-Hadamard transform of the last dim (Sylvester order); its size must be a power of two."""
     size = x.shape[-1]
@@ -115,8 +126,12 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _round_fp8(x: Tensor) -> Tensor:
-    scale = power_of_two_above(x.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_PEAK) / FP8_MAX)
+    scale = _fp8_scale(x)
     return to_e4m3(x / scale).float() * scale
+
+
+def _fp8_scale(groups: Tensor) -> Tensor:
+    return power_of_two_above(groups.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_PEAK) / FP8_MAX)
 
 
 def _round_fp4(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from seektune.kernels.reference.dequantize import decoded_columns
 from seektune.kernels.reference.linear import grouped_linear
+from seektune.kernels.reference.lowbit_linear import expert_input_gradient
 from seektune.kernels.reference.lowbit_linear import gathered_lowbit_linear as per_pair
 from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear as per_expert
 from seektune.kernels.triton.dequantize import dequantize
@@ -47,10 +48,7 @@ def lowbit_expert_linear(
     if is_fused(len(x_NI), len(busy), x_NI, packed):
         found: Tensor = _FusedMatmul.apply(x_NI, used, *packed)
         return found
-    rows = weights[0].shape[0]
-    shape = torch.empty(1, rows, decoded_columns(weights[0]), device="meta", dtype=x_NI.dtype)
-    # FP8 scales span 128 rows, so experts can only be stacked if their rows are a multiple of 128
-    if not supports_grouped_mm(x_NI, shape) or (weights[0].dtype != torch.int8 and rows % 128):
+    if not _can_be_stacked(x_NI, weights[0]):
         return per_expert(x_NI, weights, scales, counts)
     out: Tensor = _LowbitExpertMatmul.apply(x_NI, used, *packed)
     return out
@@ -61,6 +59,29 @@ def gathered_lowbit_linear(x_NI: Tensor, experts_N: Tensor, weight: Tensor, scal
     if not is_fused(len(x_NI), len(x_NI), x_NI, [weight]):
         return per_pair(x_NI, experts_N, weight, scale)
     return pair_mm(x_NI, experts_N, weight, scale)
+
+
+def input_gradient(grad_PO: Tensor, counts: Sequence[int], packed: Sequence[Tensor]) -> Tensor:
+    """`grad @ W` of each expert, `[P, I]`, as the backward of `lowbit_expert_linear` computes it.
+
+    `packed` is the weights, then the scales, of experts that have rows.
+    """
+    experts = len(counts)
+    if is_fused(len(grad_PO), experts, grad_PO, packed):
+        return grouped_mm(grad_PO, packed[:experts], packed[experts:], counts, transposed=True)
+    if experts == 1:
+        return grad_PO @ _values(packed[0], packed[1], grad_PO)
+    if not _can_be_stacked(grad_PO, packed[0]):
+        return expert_input_gradient(grad_PO, counts, packed)
+    batches = _expert_batches(grad_PO.contiguous(), counts, packed)
+    return torch.cat([F.grouped_mm(part, values, offs=at) for part, values, at in batches])
+
+
+def _can_be_stacked(x: Tensor, weight: Tensor) -> bool:
+    """Whether `grouped_mm` multiplies decoded experts: FP8 scales span 128 rows, of which each needs a multiple."""
+    rows = weight.shape[0]
+    shape = torch.empty(1, rows, decoded_columns(weight), device="meta", dtype=x.dtype)
+    return supports_grouped_mm(x, shape) and (weight.dtype == torch.int8 or rows % 128 == 0)
 
 
 class _FusedMatmul(torch.autograd.Function):
@@ -75,9 +96,7 @@ class _FusedMatmul(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         packed = ctx.saved_tensors
-        experts = len(ctx.counts)
-        dx = grouped_mm(grad, packed[:experts], packed[experts:], ctx.counts, transposed=True)
-        return dx, None, *([None] * len(packed))
+        return input_gradient(grad, ctx.counts, packed), None, *([None] * len(packed))
 
 
 class _LowbitMatmul(torch.autograd.Function):
@@ -110,13 +129,11 @@ class _LowbitExpertMatmul(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         packed = ctx.saved_tensors
-        grad = grad.contiguous()
-        parts = [F.grouped_mm(part, values, offs=at) for part, values, at in _expert_batches(grad, ctx.counts, packed)]
-        return torch.cat(parts), None, *([None] * len(packed))
+        return input_gradient(grad, ctx.counts, packed), None, *([None] * len(packed))
 
 
 def _expert_batches(
-    x_PI: Tensor, counts: list[int], packed: Sequence[Tensor]
+    x_PI: Tensor, counts: Sequence[int], packed: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches of experts: their pairs, their values `[E, O, I]`, and the end of each one's pairs."""
     weights = packed[: len(counts)]
@@ -128,7 +145,7 @@ def _expert_batches(
         batch = slice(first, first + size)
         weight = torch.cat(list(weights[batch]))
         scale = torch.cat(list(scales[batch]))
-        some = counts[batch]
+        some = list(counts[batch])
         values = _values(weight, scale, x_PI).unflatten(0, (len(some), rows))
         yield x_PI[begin : begin + sum(some)], values, ends(some, x_PI.device)
         begin += sum(some)

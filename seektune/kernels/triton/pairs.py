@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from seektune.kernels.reference.pairs import add_pairs as plain_add_pairs
+
 WIDTH = 1024
 """Channels of a program."""
 
@@ -42,14 +44,28 @@ class PairPlan:
         return out
 
 
-def gather_tokens(x_ND: Tensor, plan: PairPlan) -> Tensor:
-    """The row of each pair's token, `[P, D]`; gradients of a token's pairs are added in fp32."""
+def gather_tokens(x_ND: Tensor, tokens_P: Tensor) -> Tensor:
+    """See `reference.gather_tokens`; gradients of a token's pairs are added in fp32."""
+    if x_ND.dtype not in (torch.bfloat16, torch.float32):
+        return x_ND[tokens_P]
+    return gather_planned(x_ND, PairPlan.of(tokens_P, len(x_ND)))
+
+
+def add_pairs(rows_PD: Tensor, tokens_P: Tensor, tokens: int) -> Tensor:
+    """See `reference.add_pairs`, which fp64 uses; tokens may have any number of pairs."""
+    if rows_PD.dtype not in (torch.bfloat16, torch.float32):
+        return plain_add_pairs(rows_PD, tokens_P, tokens)
+    return add_planned(rows_PD, PairPlan.of(tokens_P, tokens))
+
+
+def gather_planned(x_ND: Tensor, plan: PairPlan) -> Tensor:
+    """`gather_tokens` by a plan."""
     rows: Tensor = _Gather.apply(x_ND, plan)
     return rows
 
 
-def add_pairs(rows_PD: Tensor, plan: PairPlan) -> Tensor:
-    """The sum of each token's rows, fp32 `[N, D]`."""
+def add_planned(rows_PD: Tensor, plan: PairPlan) -> Tensor:
+    """`add_pairs` by a plan."""
     sums: Tensor = _Add.apply(rows_PD, plan)
     return sums
 

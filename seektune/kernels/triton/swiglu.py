@@ -22,7 +22,7 @@ def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
 
 
 def weighted_swiglu(gate_PF: Tensor, up_PF: Tensor, weights_P: Tensor, limit: float) -> Tensor:
-    """`weights * clamped_swiglu(gate, up)` in fp32, rounded once to the dtype of `gate`; only the inputs are saved."""
+    """See `reference.weighted_swiglu`; only the inputs are saved."""
     out: Tensor = _WeightedSwiGLU.apply(gate_PF.contiguous(), up_PF.contiguous(), weights_P.contiguous(), limit)
     return out
 
