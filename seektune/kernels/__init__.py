@@ -111,6 +111,7 @@ linear_z_loss = Kernel(plain.linear_z_loss, eager.linear_z_loss)
 token_logprobs = Kernel(
     plain.token_logprobs, eager.token_logprobs, "token_logprobs", invariant=invariant.token_logprobs
 )
+top_k_divergence = Kernel(plain.top_k_divergence, eager.top_k_divergence)
 window_logsumexp = Kernel(plain.window_logsumexp, plain.window_logsumexp)
 
 __all__ = [
@@ -172,6 +173,7 @@ __all__ = [
     "sparse_attention",
     "static_kernels",
     "token_logprobs",
+    "top_k_divergence",
     "training_kernels",
     "upcast",
     "values_per_element",
