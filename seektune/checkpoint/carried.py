@@ -48,7 +48,7 @@ def carried_digest(folder: Path) -> str:
     for name in sorted(carried_names(files.names())):
         if files.size(name) <= SMALL:
             digest.update(f"{name} {files.dtype(name)} {files.shape(name)}\n".encode())
-            digest.update(files.read(name).flatten().view(torch.uint8).numpy())
+            digest.update(files.read(name).flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

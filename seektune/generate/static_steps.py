@@ -39,6 +39,8 @@ def static_obstacle(model: DecodableModel) -> str | None:
             return "weights are trained through the rounding of a format"
         if isinstance(module, QuantizedWeight) and module.parts is not None:
             return "weights are streamed from the checkpoint"
+        if isinstance(module, QuantizedWeight) and module.fp8_inputs:
+            return "numerics: serving rounds the inputs of quantized weights to FP8"
     return None
 
 

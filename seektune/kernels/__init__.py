@@ -122,6 +122,7 @@ linear_z_loss = Kernel(plain.linear_z_loss, eager.linear_z_loss)
 token_logprobs = Kernel(
     plain.token_logprobs, eager.token_logprobs, "token_logprobs", invariant=invariant.token_logprobs
 )
+top_k_divergence = Kernel(plain.top_k_divergence, eager.top_k_divergence)
 weighted_swiglu = Kernel(
     plain.weighted_swiglu,
     eager.weighted_swiglu,
@@ -196,6 +197,7 @@ __all__ = [
     "sparse_attention",
     "static_kernels",
     "token_logprobs",
+    "top_k_divergence",
     "training_kernels",
     "upcast",
     "values_per_element",

@@ -1,10 +1,11 @@
 """Distillation: the divergence of the model's next-token distributions from a teacher's, over the whole vocabulary.
 
 The teacher's hidden states are a column of the batch, so its logits exist only where the loss is computed, a chunk of
-tokens at a time. Shapes: B rows, T tokens, N taught tokens of this device, D width, E the teacher's width,
-V vocabulary.
+tokens at a time; or columns have the teacher's likeliest tokens, which were written to files before. Shapes: B rows,
+T tokens, N taught tokens of this device, D width, E the teacher's width, V vocabulary, K kept tokens.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -12,29 +13,38 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from seektune.kernels import linear_cross_entropy, linear_divergence
-from seektune.model.head import Taught
+from seektune.kernels import linear_cross_entropy, linear_divergence, top_k_divergence
+from seektune.model.head import Taught, TaughtTokens, token_logits
 from seektune.model.objective import Objective, ObjectiveLoss
-from seektune.sequence import IGNORE_INDEX, TEACHER, TEACHER_NUMBER, WEIGHTS, Batch, SequenceLayout
+from seektune.sequence import (
+    IGNORE_INDEX,
+    TEACHER,
+    TEACHER_IDS,
+    TEACHER_LOGPROBS,
+    TEACHER_NUMBER,
+    WEIGHTS,
+    Batch,
+    SequenceLayout,
+)
 
 DIVERGENCE = "divergence"
 TOKEN_LOSS = "cross_entropy"
 ENTROPY = "entropy"
 """Names of parts."""
+CHUNK = 512
+"""Tokens whose logits exist at a time in `top_tokens`."""
 OF_TEACHER = f"{DIVERGENCE}_"
 """Before the label of a teacher in the name of the divergence from it, which several teachers have."""
 
 
 @dataclass(frozen=True, eq=False)
-class Distillation(Objective):
+class OfflineDistillation(Objective):
     """`a T^2 KL(p || q) + (1 - a) CE` per taught token: `p` the teacher's distribution at temperature T, `q` ours.
 
-    `reverse` is `KL(q || p)`. Both parts have the weights and the divisor of cross-entropy.
+    `reverse` is `KL(q || p)`. Both parts have the weights and the divisor of cross-entropy. Subclasses say how much is
+    known of `p`.
     """
 
-    head_VE: Tensor | None
-    """The teacher's head; None if it is that of the model itself, as where the teacher is the model without adapters
-    or on pipeline stages without a head."""
     share: float = 1.0
     """`a` above."""
     temperature: float = 1.0
@@ -48,19 +58,68 @@ class Distillation(Objective):
     def of_hidden(
         self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, divisor: Tensor | float, weight_VD: Tensor
     ) -> ObjectiveLoss:
-        """As the class says; the batch needs the column of the teacher's hidden states."""
+        """As the class says."""
         tokens = taught.tokens(hidden_BTD, layout, steps=1)
         weights_N = tokens.columns.get(WEIGHTS)
-        teacher_NE = tokens.columns[TEACHER]
-        head_VE = weight_VD if self.head_VE is None else self.head_VE
-        total = linear_divergence(
-            tokens.hidden_ND, weight_VD, teacher_NE, head_VE, weights_N, self.temperature, self.reverse
-        )
-        divergence = total / divisor
+        divergence = self.divergence_of(tokens, weights_N, weight_VD) / divisor
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.share < 1):
             cross_entropy = linear_cross_entropy(tokens.hidden_ND, weight_VD, tokens.targets_N, weights_N) / divisor
         loss = self.share * divergence + (1 - self.share) * cross_entropy
         return ObjectiveLoss(loss, {DIVERGENCE: divergence.detach(), TOKEN_LOSS: cross_entropy.detach()})
+
+    @abstractmethod
+    def divergence_of(self, tokens: TaughtTokens, weights_N: Tensor | None, weight_VD: Tensor) -> Tensor:
+        """The sum of the tokens' divergences, with T^2 and the weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation(OfflineDistillation):
+    """Over the whole vocabulary; the batch needs the column of the teacher's hidden states."""
+
+    head_VE: Tensor | None = None
+    """The teacher's head; None if it is that of the model itself, as where the teacher is the model without adapters
+    or on pipeline stages without a head."""
+
+    def divergence_of(self, tokens: TaughtTokens, weights_N: Tensor | None, weight_VD: Tensor) -> Tensor:
+        """As `OfflineDistillation`."""
+        teacher_NE = tokens.columns[TEACHER]
+        head_VE = weight_VD if self.head_VE is None else self.head_VE
+        return linear_divergence(
+            tokens.hidden_ND, weight_VD, teacher_NE, head_VE, weights_N, self.temperature, self.reverse
+        )
+
+
+class TopKDistillation(OfflineDistillation):
+    """Over the teacher's likeliest tokens, and all others as one event; the batch needs the columns of both."""
+
+    def divergence_of(self, tokens: TaughtTokens, weights_N: Tensor | None, weight_VD: Tensor) -> Tensor:
+        """As `OfflineDistillation`."""
+        teacher = tokens.columns[TEACHER_IDS], tokens.columns[TEACHER_LOGPROBS]
+        return top_k_divergence(tokens.hidden_ND, weight_VD, *teacher, weights_N, self.temperature, self.reverse)
+
+
+def top_tokens(
+    hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor, weight_VD: Tensor, count: int, temperature: float
+) -> Tensor:
+    """What the head predicts in place of each taught token, at the positions that predict, fp32 `[B, T, 2 K + 1]`: the
+    ids of the K likeliest tokens, their log-probabilities at this temperature, and that of all others together, which
+    is -inf if there are none. 0 where nothing is taught.
+
+    fp32 holds ids below 2^24 exactly, so that processes can exchange one tensor.
+    """
+    targets_BT = layout.targets(labels_BT, steps=1)
+    hidden_ND, _ = layout.taught(hidden_BTD, targets_BT)
+    found = hidden_BTD.new_zeros(*targets_BT.shape, 2 * count + 1, dtype=torch.float32)
+    parts = [_likeliest(part, weight_VD, count, temperature) for part in hidden_ND.split(CHUNK)]
+    found[targets_BT != IGNORE_INDEX] = torch.cat(parts).float()
+    return found
+
+
+def _likeliest(hidden_ND: Tensor, weight_VD: Tensor, count: int, temperature: float) -> Tensor:
+    logprobs_NV = torch.log_softmax(token_logits(hidden_ND, weight_VD) / temperature, dim=-1)
+    kept_NK, ids_NK = logprobs_NV.topk(count, dim=-1)
+    others_N1 = logprobs_NV.scatter_(1, ids_NK, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    return torch.cat([ids_NK, kept_NK, others_N1], dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +190,9 @@ class OnPolicyDistillation(Objective):
         labels_BT = torch.where(taught.columns[TEACHER_NUMBER] == number, taught.labels_BT, IGNORE_INDEX)
         columns = {**taught.columns, TEACHER: taught.columns[TEACHER][..., : teacher.width]}
         theirs = replace(taught, labels_BT=labels_BT, columns=columns)
-        found = Distillation(teacher.head_VE, reverse=True).of_hidden(hidden_BTD, layout, theirs, divisor, weight_VD)
+        found = Distillation(reverse=True, head_VE=teacher.head_VE).of_hidden(
+            hidden_BTD, layout, theirs, divisor, weight_VD
+        )
         divergence = found.parts[DIVERGENCE]
         share = theirs.tokens(hidden_BTD[..., :1].detach(), layout, steps=1).columns[WEIGHTS].sum() / divisor
         parts = {DIVERGENCE: divergence, ENTROPY: found.parts[TOKEN_LOSS]}

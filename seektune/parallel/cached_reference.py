@@ -28,7 +28,7 @@ class DocumentSums(NamedTuple):
         """Of the documents of a batch in which something is taught, from values at the positions that predict."""
         tokens = TokenLogprobs.given(logprobs_BT.cpu(), batch)
         sums_U = tokens.document_sums(tokens.values_N)
-        found = list(_documents(batch))
+        found = list(taught_documents(batch))
         digests = np.array([each.digest for each in found], np.uint64)
         return cls(digests, sums_U[[each.number for each in found]].float().numpy())
 
@@ -53,14 +53,14 @@ class CachedReference:
             ValueError: a document was not there when the sums were computed.
         """
         reference_BT = torch.zeros(batch.tokens.shape)
-        for each in _documents(batch):
+        for each in taught_documents(batch):
             place = int(np.searchsorted(self.found.digests, np.uint64(each.digest)))
             if place == len(self.found.digests) or self.found.digests[place] != each.digest:
                 raise ValueError(
                     "the reference's log-probability of a document is missing: the data is not what it was when they "
                     "were computed; begin a new run"
                 )
-            reference_BT[each.row, each.taught] = float(self.found.sums[place])
+            reference_BT[each.row, each.places[0]] = float(self.found.sums[place])
         return with_reference(batch, reference_BT)
 
     def shared(self, batch: Batch) -> Batch:
@@ -68,25 +68,29 @@ class CachedReference:
         return self.own(batch)
 
 
-class _Document(NamedTuple):
+class TaughtDocument(NamedTuple):
+    """A document of a batch."""
+
     row: int
     number: int
     """As in `SequenceLayout.numbered`."""
-    taught: int
-    """Place of its first taught token in the row."""
+    places: Tensor
+    """Places of its taught tokens in the row, int64 `[N]`."""
     digest: int
+    """Of its tokens, and of which of them are taught."""
 
 
-def _documents(batch: Batch) -> Iterator[_Document]:
+def taught_documents(batch: Batch) -> Iterator[TaughtDocument]:
     """The documents of which something is taught, in order."""
     layout = SequenceLayout.from_documents(batch.documents)
     numbers_BT, _ = layout.numbered()
     counted_BT = torch.nn.functional.pad(batch.counted(), (1, 0))
     for row, counted_T in enumerate(counted_BT):
         places = counted_T.nonzero().squeeze(1)
-        numbers, firsts = np.unique(numbers_BT[row, places].numpy(), return_index=True)
-        for number, first in zip(numbers.tolist(), firsts.tolist(), strict=True):
-            yield _Document(row, number, int(places[first]), _digest(batch, row, numbers_BT[row] == number))
+        numbers_N = numbers_BT[row, places]
+        for number in numbers_N.unique().tolist():
+            own = places[numbers_N == number]
+            yield TaughtDocument(row, number, own, _digest(batch, row, numbers_BT[row] == number))
 
 
 def _digest(batch: Batch, row: int, own_T: Tensor) -> int:

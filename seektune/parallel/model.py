@@ -86,6 +86,11 @@ class ParallelModel(ShardedModel):
         them; collective as `score`."""
         return self._dealt_out(batch, StageTask(None, logprobs=True))[..., 0]
 
+    def top_tokens(self, batch: Batch, count: int, temperature: float) -> Tensor:
+        """The likeliest tokens in place of each taught token, as `seektune.model.distillation.top_tokens` gives them,
+        `[B, T, 2 count + 1]`; collective as `score`."""
+        return self._dealt_out(batch, StageTask(None, temperature=temperature, top_k=count))
+
     def own_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """As `logprobs`, of a micro-batch of this process's own rows; each process has one of its own.
 
@@ -104,7 +109,7 @@ class ParallelModel(ShardedModel):
         return self.mesh.sum_of_rows(hidden_BRLD).flatten(1, 2)[:, :length]
 
     def _dealt_out(self, batch: Batch, task: StageTask) -> Tensor:
-        """Scores `[B, T, 2]` of rows that are dealt out to the processes."""
+        """Scores `[B, T, 2]`, or likeliest tokens, of rows that are dealt out to the processes."""
         dims = self.mesh.dims
         dp = self.mesh.coords.dp
         rows, length = batch.tokens.shape
@@ -116,16 +121,16 @@ class ParallelModel(ShardedModel):
         return self.mesh.sum(everything).flatten(2, 3).flatten(0, 1)[:rows, :length]
 
     def _scored(self, batch: Batch, task: StageTask) -> Tensor:
-        """Scores of rows by slices of them, `[B, R, L, 2]`, or hidden states; those of other slices, and of other
-        stages, are 0."""
+        """Scores of rows by slices of them, `[B, R, L, 2]`, hidden states or likeliest tokens; those of other slices,
+        and of other stages, are 0."""
         dims = self.mesh.dims
         rows, length = batch.tokens.shape
         found = self._runner.score(batch.to(self.device), task)
         for stage in self.stages.values():
             reshard(stage)
-        width = self.config.hidden_size if task.hidden else 2
         dtype = next(iter(self.stages.values())).dtype if task.hidden else torch.float32
-        scores = torch.zeros(rows, dims.cp_size, length // dims.cp_size, width, device=self.device, dtype=dtype)
+        shape = rows, dims.cp_size, length // dims.cp_size, task.width(self.config.hidden_size)
+        scores = torch.zeros(shape, device=self.device, dtype=dtype)
         if found is not None:
             scores[:, self.mesh.coords.cp] = found
         return scores

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seektune.model.attach_loss import attach_loss
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.distillation import top_tokens
 from seektune.model.dspark import DSparkStage, LayerMeans, target_layers
 from seektune.model.dspark_loss import Drafting, DraftRows, backward_in_chunks, passes, total_weight
 from seektune.model.gate import RoutingLedger
@@ -39,16 +40,31 @@ class StageTask:
     Like `RoutingLedger` not a dataclass, which FSDP2 would copy.
     """
 
-    def __init__(self, loss: StepLoss | None, logprobs: bool = False, temperature: float = 1.0, hidden: bool = False):
+    def __init__(
+        self,
+        loss: StepLoss | None,
+        logprobs: bool = False,
+        temperature: float = 1.0,
+        hidden: bool = False,
+        top_k: int = 0,
+    ):
         self.loss = loss
         """None for scores of each token."""
         self.logprobs = logprobs
         """Whether scores are computed as objectives compute log-probabilities, to the last bit."""
         self.temperature = temperature
-        """Divides the logits of such log-probabilities."""
+        """Divides the logits of such log-probabilities, and those of `top_k`."""
         self.hidden = hidden
         """Whether hidden states for the head, `[B, L, D]`, are wanted in place of scores."""
+        self.top_k = top_k
+        """How many of the likeliest tokens are wanted in place of scores, as `top_tokens` gives them."""
         self.results: list[StageResult] = []
+
+    def width(self, hidden_size: int) -> int:
+        """Numbers of each token that the last stage of a model gives, where there is no loss."""
+        if self.hidden:
+            return hidden_size
+        return 2 * self.top_k + 1 if self.top_k else 2
 
 
 class Stage(TransformerPart):
@@ -78,8 +94,8 @@ class Stage(TransformerPart):
         columns: Mapping[str, Tensor],
         task: StageTask,
     ) -> Tensor:
-        """Streams for the next stage, or from the last the loss of the rows (a scalar), or their scores `[B, L, 2]` or
-        hidden states.
+        """Streams for the next stage, or from the last the loss of the rows (a scalar), or their scores `[B, L, 2]`,
+        hidden states or likeliest tokens.
 
         Args:
             x: token ids of whole rows `[B, T]` for the first stage, the output of the stage before for the others.
@@ -104,6 +120,9 @@ class Stage(TransformerPart):
         hidden = self.read_out(reads, rows, ledger)
         if wanted is None and task.hidden:
             return hidden.main_BTD
+        if wanted is None and task.top_k:
+            head_VD = self.head.values()
+            return top_tokens(hidden.main_BTD, rows.layout, labels, head_VD, task.top_k, task.temperature)
         if wanted is None and task.logprobs:
             main_BTD = hidden.main_BTD / task.temperature
             logprobs_BT = token_logprobs_of(main_BTD, rows.layout, labels, self.head.values())

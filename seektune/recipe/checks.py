@@ -11,7 +11,7 @@ from seektune.model.config import DeepseekV4Config
 from seektune.recipe.document import YamlNode, shorten
 from seektune.recipe.hints import NONE_WORDS
 from seektune.recipe.indexer_checks import check_choice
-from seektune.recipe.objective_checks import without_mtp
+from seektune.recipe.objective_checks import check_kept_tokens, without_mtp
 from seektune.recipe.override import KeyPath
 from seektune.recipe.recipe import Recipe
 from seektune.section import sections_of
@@ -128,6 +128,7 @@ def check_architecture(recipe: Recipe, architecture: DeepseekV4Config) -> Recipe
         architecture.check_length(length, key)
     _check_drafter(recipe, architecture)
     check_choice(recipe, architecture)
+    check_kept_tokens(recipe, architecture)
     if architecture.mtp_layers or not recipe.loss.mtp_weight:
         return recipe
     return without_mtp(recipe, f"this architecture has no MTP block ({architecture.why_no_mtp})")

@@ -1,5 +1,6 @@
 """Checks of a recipe against its objective."""
 
+from seektune.model.config import DeepseekV4Config
 from seektune.recipe.recipe import Recipe
 from seektune.rewards.config import ServerRewardConfig, ToolServerConfig
 from seektune.rewards.json_server import longest_request
@@ -44,10 +45,29 @@ def check_objective(recipe: Recipe) -> Recipe:
 
 
 def _check_distillation(recipe: Recipe, section: DistillConfig) -> None:
-    if section.teacher is None and not recipe.lora.targets:
+    files = section.teacher_files is not None
+    if section.teacher is None and not files and not recipe.lora.targets:
         raise ValueError("objective.teacher must name a checkpoint: null is the model without adapters (lora.targets)")
+    if files and recipe.batch.stages:
+        raise ValueError("objective.teacher_files has documents as batch.length cuts them; set batch.stages to []")
     if section.teacher_offload == "stream" and not (section.teacher and section.teacher_quantized):
         raise ValueError("objective.teacher_offload stream needs objective.teacher and objective.teacher_quantized")
+
+
+def check_kept_tokens(recipe: Recipe, architecture: DeepseekV4Config) -> None:
+    """Check that a teacher's files keep no more tokens than there are.
+
+    Raises:
+        ValueError: they do.
+    """
+    section = recipe.objective
+    if not isinstance(section, DistillConfig) or section.teacher_files is None:
+        return
+    if section.teacher_top_k > architecture.vocab_size:
+        raise ValueError(
+            f"objective.teacher_top_k is {section.teacher_top_k}, but the vocabulary has {architecture.vocab_size} "
+            "tokens; lower it"
+        )
 
 
 def _check_rollouts(recipe: Recipe, objective: RolloutConfig) -> None:

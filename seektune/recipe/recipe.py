@@ -176,7 +176,7 @@ class Recipe(Section):
     @property
     def has_reference_pass(self) -> bool:
         """Whether each micro-batch has one more forward pass, of a teacher or a reference model."""
-        return self.switches_adapters_off or self.has_frozen_models or self.objective.distills
+        return self.switches_adapters_off or self.has_frozen_models or self.objective.runs_teachers
 
     @property
     def export_format(self) -> str:
@@ -252,7 +252,7 @@ class Recipe(Section):
         Raises:
             ValueError: there are several, but weights are streamed from disk.
         """
-        for wanted in self.objective.frozen_models:
+        for wanted in self.objective.named_models:
             if processes > 1 and wanted.streamed:
                 raise ValueError(
                     f"{wanted.key}: weights are streamed by one process only, not {processes}; set its offload to none"

@@ -21,6 +21,7 @@ from seektune.data.step_data import Share
 from seektune.data.store.progress import shown_progress
 from seektune.data.store.split import PreparedSplit, Stores, examples_of, prepare_dataset
 from seektune.data.streaming.loader import StreamLoader
+from seektune.data.streaming.row_stream import StreamedDataset
 from seektune.data.tokenizer import Tokenizer
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.dims import ParallelDims
@@ -62,6 +63,8 @@ class TrainData:
     """Held-out rows of each dataset."""
     own_answers: Sequence[Example] | None = None
     """The training rows, if the model wrote them itself."""
+    streams: Sequence[StreamedDataset] = ()
+    """The training rows of each dataset, if they are streamed."""
 
 
 def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: Mesh) -> TrainData:
@@ -97,6 +100,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         held_out_digest=found.held_out_digest,
         validation_by_dataset=by_dataset,
         held_out=found.held_out,
+        streams=found.streams,
     )
 
 
@@ -112,6 +116,7 @@ class _Rows:
     rows: int | None
     digest: str
     held_out_digest: str
+    streams: Sequence[StreamedDataset] = ()
 
     def token_ids(self) -> Iterator[Sequence[int]]:
         """The token ids of each training example."""
@@ -158,6 +163,7 @@ def _streamed_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, m
         rows=None,
         digest=digest_of_streams(data),
         held_out_digest="",
+        streams=data,
     )
 
 

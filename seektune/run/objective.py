@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from seektune.model.distillation import Distillation, OnPolicyDistillation, TeacherHead
+from seektune.model.distillation import Distillation, OnPolicyDistillation, TeacherHead, TopKDistillation
 from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective
 from seektune.model.policy import Aggregation, PolicyGradient
 from seektune.model.preference import DPO, IPO, KTO, ORPO, SimPO
@@ -51,8 +51,10 @@ def make_objective(section: ObjectiveConfig, reference: ReferenceModel, z_weight
     """
     match section:
         case DistillConfig(share=share, temperature=temperature, divergence=direction):
-            assert isinstance(reference, Teacher)
-            return Distillation(reference.head_VE, share, temperature, direction == "reverse")
+            blend = share, temperature, direction == "reverse"
+            return (
+                Distillation(*blend, reference.head_VE) if isinstance(reference, Teacher) else TopKDistillation(*blend)
+            )
         case DpoConfig(beta=beta, label_smoothing=smoothing, length_normalized=normalized, supervised_weight=weight):
             return Preference(DPO(beta, smoothing, normalized), weight)
         case IpoConfig(beta=beta, length_normalized=normalized, supervised_weight=weight):

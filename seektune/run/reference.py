@@ -24,6 +24,7 @@ from seektune.run.context import RunContext
 from seektune.run.data import TrainData
 from seektune.run.frozen_models import load_frozen
 from seektune.run.teacher import make_teacher, make_teachers
+from seektune.run.teacher_files import read_teacher_files
 from seektune.sequence import Batch
 from seektune.train.objectives import DistillConfig
 from seektune.train.rollout_objectives import OpdConfig, RolloutConfig
@@ -39,6 +40,8 @@ WEIGHTS = ("model", "lora", "seed")
 def make_reference(recipe: Recipe, model: ParallelModel) -> ReferenceModel:
     """The reference or the teachers of the recipe's objective; a cached one is empty until `fill_reference`."""
     section = recipe.objective
+    if isinstance(section, DistillConfig) and section.teacher_files is not None:
+        return read_teacher_files(section, model)
     if isinstance(section, DistillConfig):
         return make_teacher(recipe, section, model)
     if isinstance(section, OpdConfig):

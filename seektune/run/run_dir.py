@@ -63,7 +63,7 @@ def held(folder: Path) -> Iterator[None]:
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(folder):
+        with locked(folder, f"run_dir {folder}: another process trains there; let it finish, or name another"):
             yield
     except BaseException:
         # a folder that something was put into is not empty and stays
@@ -74,14 +74,18 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the folder; the system releases the lock when the process ends in any way."""
+def locked(folder: Path, refusal: str) -> Iterator[None]:
+    """Lock the folder; the system releases the lock when the process ends in any way.
+
+    Raises:
+        ValueError: another process has locked it; the message is `refusal`.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ValueError(f"run_dir {folder}: another process trains there; let it finish, or name another") from None
+        raise ValueError(refusal) from None
     except OSError:
         # a network disk without locks: better unguarded than not at all
         pass

@@ -93,6 +93,8 @@ def _objective(recipe: Recipe) -> list[tuple[str, str]]:
         return []
     kept = () if section.frozen_models else ("reference_quantized", "reference_offload")
     settings = section.model_dump(exclude={"name", "reference", *kept}, exclude_none=True)
+    if "teacher_files" not in settings:
+        settings.pop("teacher_top_k", None)
     rewards = settings.pop("reward", [])
     teachers = settings.pop("teachers", [])
     tools = settings.pop("tools", {})

@@ -47,6 +47,16 @@ class ObjectiveConfig(Section):
         """The checkpoints that run beside the model: teachers or a reference."""
         return []
 
+    @property
+    def named_models(self) -> list[FrozenModel]:
+        """The checkpoints that the section names, those included that do not run beside the model."""
+        return self.frozen_models
+
+    @property
+    def runs_teachers(self) -> bool:
+        """Whether each micro-batch has a forward pass of a teacher."""
+        return self.distills
+
 
 class CheckpointReferenceConfig(ObjectiveConfig):
     """Base of the sections of objectives whose reference model can be a checkpoint."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from seektune.section import OneOf, PathString, Positive
 from seektune.train.config import NotNegative, Share
@@ -61,6 +61,11 @@ class DistillConfig(ObjectiveConfig):
     """Keep the teacher's FP4 and FP8 weights quantized, dequantized only while in use."""
     teacher_offload: Offload = "none"
     """`stream` keeps the teacher's quantized weights on disk and reads them one block ahead; one process only."""
+    teacher_files: PathString | None = None
+    """Folder with the teacher's likeliest tokens for each taught token, from which training reads. What it lacks is
+    computed by `teacher` before training; with `teacher: null` it must have all. null = no files."""
+    teacher_top_k: PositiveInt = 64
+    """Likeliest tokens of the teacher that `teacher_files` keeps; all others count as one."""
     share: Share = 1.0
     """Share of the divergence in the loss; cross-entropy has the rest."""
     temperature: Positive = 1.0
@@ -71,6 +76,16 @@ class DistillConfig(ObjectiveConfig):
     @property
     def frozen_models(self) -> list[FrozenModel]:
         """As `ObjectiveConfig`."""
+        return self.named_models if self.teacher_files is None else []
+
+    @property
+    def runs_teachers(self) -> bool:
+        """As `ObjectiveConfig`."""
+        return self.teacher_files is None
+
+    @property
+    def named_models(self) -> list[FrozenModel]:
+        """As `ObjectiveConfig`; with `teacher_files`, the teacher only computes what these lack."""
         if self.teacher is None:
             return []
         streamed = self.teacher_offload == "stream"

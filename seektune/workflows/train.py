@@ -43,6 +43,7 @@ from seektune.run.rollouts import RolloutStream, make_sampler
 from seektune.run.run_dir import choose_folder, held
 from seektune.run.streams import left_out_lines
 from seektune.run.summary import describe, report_text, stopped_message, summary
+from seektune.run.teacher_files import fill_teacher_files
 from seektune.run.tracking import RunTrackers, make_trackers, open_trackers, send_scores, write_tracking
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import set_aside_later
@@ -117,6 +118,7 @@ def _run(run: RunContext, cache_dir: Path) -> None:
     for note in weight_notes(recipe, data.tokenizer):
         say(note)
     with run.shielded_if_parallel():
+        fill_teacher_files(run, data)
         model = build_model(recipe, run.config, mesh, with_weights=run.is_fresh)
         if recipe.train.drafter:
             data = with_own_answers(run, data, model)

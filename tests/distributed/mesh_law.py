@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from seektune.data.step_data import Share, StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.choices import IndexerStage
 from seektune.model.config import DeepseekV4Config
-from seektune.model.distillation import Distillation, OnPolicyDistillation, TeacherHead
+from seektune.model.distillation import Distillation, OnPolicyDistillation, TeacherHead, TopKDistillation
 from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.gate import HashGate
 from seektune.model.objective import (
@@ -29,6 +31,7 @@ from seektune.model.policy import PolicyGradient
 from seektune.model.preference import DPO, KTO
 from seektune.model.preference_objective import AnswerFeedback, Preference
 from seektune.model.step_loss import DraftObjective
+from seektune.parallel.cached_reference import taught_documents
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
@@ -37,6 +40,7 @@ from seektune.parallel.parallelize import Prepare, parallelize, unchanged
 from seektune.parallel.placement import local, shard_like, shard_of
 from seektune.parallel.reference import NO_REFERENCE, ModelReference, ReferenceModel
 from seektune.parallel.teacher import Teacher, Teachers
+from seektune.parallel.teacher_files import FiledTeacher, TeacherFiles, TopTokens, write_part
 from seektune.run.drafter import drafter_trainer
 from seektune.run.indexers import indexer_trainer
 from seektune.sequence import IGNORE_INDEX, Batch
@@ -95,7 +99,8 @@ OBJECTIVES = {
     "z_loss": CrossEntropy(z_weight=0.05),
     "every_kind": EveryKind(),
     "dpo": Preference(DPO(beta=0.5, length_normalized=True), supervised_weight=0.2),
-    "distill": Distillation(None, share=0.7, temperature=1.5),
+    "distill": Distillation(share=0.7, temperature=1.5),
+    "files": TopKDistillation(share=0.7, temperature=1.5),
     "opd": OnPolicyDistillation(()),
     "gspo": PolicyGradient(0.2, 0.3, beta=0.2, sequence_ratio=True),
     "kto": AnswerFeedback(KTO(beta=0.02, undesirable_weight=0.6)),
@@ -258,6 +263,16 @@ def taught_by(teacher: ParallelModel, subject: Subject) -> tuple[Teacher, Object
     return Teacher(teacher, head_VE), replace(OBJECTIVES["distill"], head_VE=head_VE)
 
 
+def read_from_files(teacher: ParallelModel, subject: Subject, own: Sequence[Batch]) -> list[Batch]:
+    """This process's micro-batches with the likeliest tokens of a teacher, which each process has written."""
+    rows = together(made_rows(subject))
+    everything = {each.digest for each in taught_documents(rows)}
+    with TemporaryDirectory() as folder:
+        write_part(Path(folder), 0, TopTokens.of(rows, teacher.top_tokens(rows, 5, 1.5), everything))
+        reference = FiledTeacher(TeacherFiles(Path(folder)), 5)
+        return [reference.own(batch) for batch in own]
+
+
 def taught_by_two(made: Callable[[Subject], ParallelModel], subject: Subject) -> tuple[Teachers, Objective]:
     """Teachers of two widths and depths, made as the model is, and their objective."""
     subjects = [replace(subject, config=config) for config in (TEACHER_CONFIG, SHALLOW)]
@@ -278,7 +293,11 @@ def look(model: ParallelModel, subject: Subject, parallel: Mapping[str, Any] | N
         reference, objective = taught_by_two(alone if parallel is None else partial(spread, parallel), subject)
     elif subject.teacher:
         other = replace(subject, config=TEACHER_CONFIG)
-        reference, objective = taught_by(alone(other) if parallel is None else spread(parallel, other), other)
+        teacher = alone(other) if parallel is None else spread(parallel, other)
+        if subject.objective == "files":
+            data = replace(data, batches=read_from_files(teacher, other, data.batches))
+        else:
+            reference, objective = taught_by(teacher, other)
     has_mtp = model.config.mtp_layers > 0
     count = step_count(objective, data, model.mesh)
     target = StepObjective(objective, subject.drafts(data), subject.indexers)

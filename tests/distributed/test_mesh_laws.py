@@ -110,6 +110,8 @@ TAUGHT = [
     Case(2, {"cp_size": 2, "ep_size": 2}, objective="distill"),
     Case(4, piped("1f1b", ep_size=2), 1, objective="distill"),
     Case(4, piped("1f1b", ep_size=2), 1, objective="opd"),
+    Case(4, {"cp_size": 2, "ep_size": 2}, objective="files"),
+    Case(2, piped("1f1b"), 1, objective="files"),
 ]
 WARMUP = replace(FEW, config=SHALLOW, indexers="warmup", loss=LossConfig(mtp_weight=0))
 SPARSE = replace(FEW, config=SHALLOW, indexers="sparse")
@@ -142,7 +144,7 @@ def rounded_alone() -> Found:
 @pytest.fixture(scope="module")
 def distilled_alone() -> dict[str, Found]:
     """By objective."""
-    subjects = {name: replace(DISTILLED, objective=name) for name in ("distill", "opd")}
+    subjects = {name: replace(DISTILLED, objective=name) for name in ("distill", "files", "opd")}
     return {name: look(alone(subject), subject) for name, subject in subjects.items()}
 
 

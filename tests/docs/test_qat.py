@@ -47,3 +47,15 @@ def test_its_numbers_are_those_of_the_benchmark() -> None:
     for each in found["seconds of a step"]:
         numbers = " | ".join(f"{each[form]:.3f}" for form in ("none", "released", "fp8"))
         assert re.search(rf"^\| {each['model']} \| {re.escape(numbers)} \|$", text, re.MULTILINE), numbers
+
+
+def test_its_longer_comparison_is_that_of_the_benchmark() -> None:
+    found = json.loads((ROOT / "bench" / "qat_tuning.json").read_text(encoding="utf-8"))
+    text = text_of(PAGE)
+    names = ("unrounded", "rounded after tuning", "trained with rounding")
+    for rate, each in found["rates"].items():
+        low, high = each["interval"]
+        losses = " | ".join(f"{each[name]:.4f}" for name in names)
+        row = f"| {rate} | {losses} | {each['gain']:+.4f} | {low:+.4f} to {high:+.4f} |"
+        assert row in text, row
+    assert f"the released format has {found['before tuning']:.4f}" in text

@@ -168,6 +168,21 @@ def divergence_case(tokens: int, temperature: float, reverse: bool, weighted: bo
 TOKENS_OF_PAIRS = torch.tensor([0, 3, 1, 3, 4, 0, 2, 4, 1, 2])
 """Two pairs of each of five tokens."""
 
+
+def top_k_case(tokens: int, kept: int, temperature: float, reverse: bool, weighted: bool = False) -> Case:
+    """Of a vocabulary of 11 tokens."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        whole = torch.log_softmax(leaf(wide(dtype), tokens, 11).detach(), dim=1)
+        logprobs, ids = whole.topk(kept, dim=1)
+        rest = whole.scatter(1, ids, -torch.inf).logsumexp(dim=1, keepdim=True)
+        weights = torch.rand(tokens, dtype=wide(dtype)) if weighted else None
+        found = ids.int(), torch.cat([logprobs, rest], dim=1), weights
+        return leaf(dtype, tokens, 6), leaf(dtype, 11, 6), *found, temperature, reverse
+
+    return make
+
+
 CASES: dict[str, dict[str, Case]] = {
     "add_pairs": {
         "two each": lambda dtype: (leaf(dtype, 10, 1030), TOKENS_OF_PAIRS, 5),
@@ -271,6 +286,12 @@ CASES: dict[str, dict[str, Case]] = {
         "forward": divergence_case(7, 1.0, False),
         "two chunks": divergence_case(515, 2.0, False, weighted=True),
         "reverse": divergence_case(9, 0.5, True, weighted=True),
+    },
+    "top_k_divergence": {
+        "forward": top_k_case(7, 3, 1.0, False),
+        "two chunks": top_k_case(515, 4, 2.0, False, weighted=True),
+        "reverse": top_k_case(9, 2, 0.8, True, weighted=True),
+        "all tokens": top_k_case(5, 11, 1.5, False),
     },
     "linear_cross_entropy": {
         "one": lambda dtype: (leaf(dtype, 1, 6), leaf(dtype, 11, 6), torch.randint(11, (1,))),

@@ -146,6 +146,19 @@ def test_a_quantized_and_a_streamed_teacher_give_the_hidden_states_of_a_decoded_
         assert torch.equal(head, found[0][1])
 
 
+@pytest.mark.slow
+def test_files_of_all_tokens_teach_what_the_teacher_does(distilling: Any, base: Path, tmp_path: Path) -> None:
+    wanted = {"name": "distill", "teacher": str(base), "share": 0.5, "temperature": 1.5, "divergence": "reverse"}
+    files = {"teacher_files": str(tmp_path / "files"), "teacher_top_k": 512}
+    taught = steps(train(distilling(objective=wanted), tmp_path / "taught"))
+    read = steps(train(distilling(objective=wanted | files), tmp_path / "read"))
+    alone = steps(train(distilling(objective=wanted | files | {"teacher": None}), tmp_path / "alone"))
+    for part in ("loss", "divergence", "cross_entropy", "grad_norm"):
+        values = [each[part] for each in read]
+        assert values == pytest.approx([each[part] for each in taught], rel=1e-5, abs=1e-6)
+        assert values == [each[part] for each in alone]
+
+
 def test_recipes_that_cannot_be_are_refused_in_one_line(distilling: Any, base: Path) -> None:
     wrong: list[tuple[str, dict[str, Any]]] = [
         (r"objective\.teacher must name a checkpoint", {"objective": {"name": "distill"}}),

@@ -6,7 +6,7 @@ from seektune.kernels.eager.hyper import hyper_read, hyper_write
 from seektune.kernels.eager.index_divergence import index_divergence
 from seektune.kernels.eager.index_scores import index_topk
 from seektune.kernels.eager.linear_cross_entropy import linear_cross_entropy, linear_z_loss
-from seektune.kernels.eager.linear_divergence import linear_divergence
+from seektune.kernels.eager.linear_divergence import linear_divergence, top_k_divergence
 from seektune.kernels.eager.norm import norm_rope, rms_norm, rotate
 from seektune.kernels.eager.pool import pool_windows
 from seektune.kernels.eager.sinkhorn import sinkhorn
@@ -32,5 +32,6 @@ __all__ = [
     "sinkhorn",
     "sparse_attention",
     "token_logprobs",
+    "top_k_divergence",
     "weighted_swiglu",
 ]

@@ -1,7 +1,10 @@
-"""Divergence of two LM heads' distributions, with gradients computed in forward: logits are computed once.
+"""Divergence of an LM head's distributions from a teacher's, with gradients computed in forward: logits are computed
+once.
 
-Shapes: N tokens, D width, E the teacher's width, V vocabulary.
+Shapes: N tokens, D width, E the teacher's width, V vocabulary, K kept tokens.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,16 +25,61 @@ def linear_divergence(
     reverse: bool,
 ) -> Tensor:
     """See `reference.linear_divergence`. Saves the gradients, `[N, D]` and `[V, D]`, if they may be needed."""
-    teacher = teacher_NE.detach(), teacher_weight_VE.detach()
+    teacher_NE = teacher_NE.detach()
+    teacher_weight_VE = teacher_weight_VE.detach()
+
+    def log_p_of(part: slice, log_q: Tensor) -> Tensor:
+        return _log_softmax(upcast(teacher_NE[part]), teacher_weight_VE, temperature)
+
+    return _divergence(hidden_ND, weight_VD, log_p_of, weights_N, temperature, reverse)
+
+
+def top_k_divergence(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    ids_NK: Tensor,
+    logprobs_NL: Tensor,
+    weights_N: Tensor | None,
+    temperature: float,
+    reverse: bool,
+) -> Tensor:
+    """See `reference.top_k_divergence`; saves what `linear_divergence` does.
+
+    The divergence over K + 1 events and its gradient are those from a teacher over the vocabulary that shares out its
+    rest as the model does: `p_rest q / q_rest` for each other token.
+    """
+    logprobs_NL = logprobs_NL.detach()
+
+    def log_p_of(part: slice, log_q: Tensor) -> Tensor:
+        ids = ids_NK[part].long()
+        log_p = logprobs_NL[part].to(log_q.dtype)
+        others = log_q.scatter(1, ids, -torch.inf).logsumexp(dim=1, keepdim=True)
+        return (log_q + (log_p[:, -1:] - others)).scatter_(1, ids, log_p[:, :-1])
+
+    return _divergence(hidden_ND, weight_VD, log_p_of, weights_N, temperature, reverse)
+
+
+LogProbabilities = Callable[[slice, Tensor], Tensor]
+"""The teacher's of some tokens, `[N, V]`, a constant, given the model's own."""
+
+
+def _divergence(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    log_p_of: LogProbabilities,
+    weights_N: Tensor | None,
+    temperature: float,
+    reverse: bool,
+) -> Tensor:
     out: Tensor = _Divergence.apply(
-        hidden_ND, weight_VD, *teacher, weights_N, temperature, reverse, torch.is_grad_enabled()
+        hidden_ND, weight_VD, log_p_of, weights_N, temperature, reverse, torch.is_grad_enabled()
     )
     return out
 
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, teacher_NE, teacher_weight_VE, weights_N, temperature, reverse, is_training):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden_ND, weight_VD, log_p_of, weights_N, temperature, reverse, is_training):  # type: ignore[no-untyped-def]
         needs_hidden, needs_weight = (is_training and needs for needs in ctx.needs_input_grad[:2])
         gradients = HeadGradients(hidden_ND, weight_VD, needs_hidden, needs_weight)
         wide = torch.promote_types(weight_VD.dtype, torch.float32)
@@ -40,7 +88,7 @@ class _Divergence(torch.autograd.Function):
             part = slice(start, start + CHUNK)
             hidden = upcast(hidden_ND[part])
             log_q = _log_softmax(hidden, weight_VD, temperature)
-            log_p = _log_softmax(upcast(teacher_NE[part]), teacher_weight_VE, temperature)
+            log_p = log_p_of(part, log_q)
             terms, slope = (_reverse if reverse else _forward)(log_q, log_p)
             weights = temperature if weights_N is None else temperature * weights_N[part].unsqueeze(1)
             losses.append((terms * weights).sum() * temperature)
@@ -53,7 +101,7 @@ class _Divergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         gradients = (None if x is None else x * grad for x in ctx.gradients)
-        return *gradients, *([None] * 6)
+        return *gradients, *([None] * 5)
 
 
 def _log_softmax(hidden: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:

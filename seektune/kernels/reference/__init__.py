@@ -20,6 +20,7 @@ from seektune.kernels.reference.sinkhorn import sinkhorn
 from seektune.kernels.reference.sparse_attention import sparse_attention
 from seektune.kernels.reference.swiglu import clamped_swiglu, weighted_swiglu
 from seektune.kernels.reference.token_logprobs import token_logprobs
+from seektune.kernels.reference.top_k_divergence import top_k_divergence
 
 __all__ = [
     "add_pairs",
@@ -58,6 +59,7 @@ __all__ = [
     "sort_pairs",
     "sparse_attention",
     "token_logprobs",
+    "top_k_divergence",
     "weighted_swiglu",
     "window_logsumexp",
 ]
