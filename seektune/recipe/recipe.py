@@ -1,6 +1,6 @@
 """The Recipe: all settings of a training run as one typed and checked object."""
 
-from pathlib import Path
+import os
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
@@ -81,7 +81,7 @@ class ModelConfig(Section):
         """
         if self.config is not None:
             return DeepseekV4Config.from_pretrained(self.config)
-        if self.weights is not None and Path(self.weights).is_dir():
+        if self.weights is not None and os.path.isdir(self.weights):
             config = DeepseekV4Config.from_pretrained(self.weights)
             self.agree(config)
             return config

@@ -1,5 +1,6 @@
 """Builds the mesh and the model of a run, with weights, adapters and parallelism."""
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,7 @@ def read_config(section: ModelConfig) -> DeepseekV4Config:
         ValueError: there is none, or it contradicts the preset.
     """
     known = section.architecture()
-    if section.weights is None or Path(section.weights).is_dir():
+    if section.weights is None or os.path.isdir(section.weights):
         assert known is not None, "the recipe names no architecture"
         return known
     folder = locate_named("model.weights", section.weights)
@@ -200,5 +201,5 @@ def origin(recipe: Recipe) -> Origin:
         return Origin(None, None, dump_recipe(recipe))
     # the Hub's cache keeps a commit's files in snapshots/COMMIT
     place = locate(weights).resolve()
-    revision = place.name if not Path(weights).is_dir() and place.parent.name == "snapshots" else None
+    revision = place.name if not os.path.isdir(weights) and place.parent.name == "snapshots" else None
     return Origin(weights, revision, dump_recipe(recipe), place)

@@ -18,7 +18,7 @@ from seektune.recipe.recipe import Recipe
 from seektune.recipe.saved import with_defaults
 from seektune.run.run_dir import TAKEN, refuse_taken, taken
 from seektune.train.checkpoints import complete_checkpoints, step_of
-from seektune.train.optim.config import AdamWConfig
+from seektune.train.optim.config import OPTIMIZERS, AdamWConfig
 
 DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "objective", "loss", "train", "lora", "seed")
 """Sections of a recipe that cannot change when a run resumes."""
@@ -60,7 +60,7 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
         )
     before = load_recipe(folder / RECIPE).model_dump(mode="json")
     if differing := differences(recipe, before):
-        usable = _optimizer_of(before) == recipe.optimizer.name
+        usable = before["optimizer"]["name"] == recipe.optimizer.name
         offer = f", or start from its state with --resume={folder} and another --run_dir" if usable else ""
         raise ValueError(f"run_dir {folder} holds a run with another {differing[0]}; name another folder{offer}")
     if (folder / REPORT).exists() and (folder / product_of(recipe)).exists() and _last_step(folder) == recipe.steps:
@@ -160,7 +160,7 @@ def _from(checkpoints: list[Path], recipe: Recipe, say: Callable[[str], None]) -
         raise ValueError(
             f"{newest} is after step {done}, but steps is {recipe.steps}; raise steps, or resume an older one"
         )
-    saved = _optimizer_of(_recipe_of(newest))
+    saved = _optimizer_of(newest)
     if saved != recipe.optimizer.name:
         raise ValueError(
             f"{newest} holds the state of the optimizer {saved}, which {recipe.optimizer.name} cannot use; set "
@@ -179,9 +179,13 @@ def _recipe_of(checkpoint: Path) -> dict[str, Any]:
     return recipe
 
 
-def _optimizer_of(recipe: dict[str, Any]) -> str:
-    """The optimizer's name in a saved recipe; the first version had only one."""
-    return str(recipe.get("optimizer", {}).get("name", AdamWConfig().name))
+def _optimizer_of(checkpoint: Path) -> str:
+    """The optimizer's name in the recipe of a checkpoint; the first version had only one."""
+    section = _recipe_of(checkpoint).get("optimizer", {})
+    name = section.get("name", AdamWConfig().name) if isinstance(section, dict) else None
+    if name not in list(OPTIMIZERS):
+        raise ValueError(f"{checkpoint}: its recipe names no optimizer out of {', '.join(OPTIMIZERS)}")
+    return name
 
 
 def _checked(checkpoints: list[Path], say: Callable[[str], None]) -> RunStart:

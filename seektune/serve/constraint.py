@@ -11,6 +11,7 @@ from seektune.data.tokenizer import Tokenizer
 from seektune.generate.answer_grammar import answer_grammar
 from seektune.generate.grammar import Grammar, compile_grammar
 from seektune.generate.tool_grammar import CallMarkup, call_rules
+from seektune.io.text import one_line
 from seektune.serve.errors import ApiError
 from seektune.serve.schema import ChatRequest, CompletionRequest
 
@@ -79,4 +80,4 @@ def _refusals(field: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ApiError(400, f"{field}: {error}", field) from None
+        raise ApiError(400, f"{field}: {one_line(error)}", field) from None

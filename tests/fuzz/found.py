@@ -4,7 +4,7 @@ from typing import Any
 
 from tests.fuzz.checkpoints import ADAPTER, ADAPTER_HEADER, CONFIG_DOCUMENT, HEADER, INDEX_DOCUMENT
 from tests.fuzz.runs import MANIFEST_DOCUMENT, STATE
-from tests.fuzz.texts import ROW
+from tests.fuzz.texts import CHAT, ROW
 
 LONG = {str(i): i for i in range(1000)}
 INFINITY = float("inf")
@@ -30,7 +30,13 @@ FOUND: dict[str, tuple[Any, ...]] = {
         {**ADAPTER, "init_lora_weights": "pissa\n" + "x" * 5000},
     ),
     "adapter_weights": ({**ADAPTER_HEADER, LORA_A.replace("weight", "\x7feight"): ADAPTER_HEADER[LORA_A]},),
-    "recipe": ({"model": {"preset": "tiny"}, "data": {"path": "$HOME/" + "x" * 4000}},),
+    "recipe": (
+        {"model": {"preset": "tiny"}, "data": {"path": "$HOME/" + "x" * 4000}},
+        {"model": {"preset": "tiny", "weights": "x" * 5000}},
+    ),
+    "chat": (
+        {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "\x8b"}}}},
+    ),
     "override": ({"\x08optimizer.lr": "1e-3"}, {"data.path": "$A\u202e"}),
     "rows": tuple([{**ROW, key: [LONG] * 4}] for key in ROW),
     "cluster": ({"gpu": "h100-80gb", "gpus": 8, "memory_gb": 1e308}, {"gpu": "h100-80gb", "gpus": True}),
@@ -43,6 +49,9 @@ FOUND: dict[str, tuple[Any, ...]] = {
         {**STATE, "guard": {"recent": [10**400] * 8, "skipped": 0}},
         {**STATE, "log": {"total_tokens": 1, "loads": {"1" * 5000: [0] * 4}}},
         {**STATE, "log": {"total_tokens": 1, "loads": {"0": [0]}}},
+        {**STATE, "recipe": {**STATE["recipe"], "optimizer": []}},
+        {**STATE, "recipe": {**STATE["recipe"], "optimizer": {"name": "x" * 5000}}},
+        {**STATE, "recipe": {**STATE["recipe"], "optimizer": {"name": []}}},
     ),
     "manifest": (SHARDS, {**MANIFEST_DOCUMENT, "a\nb": MANIFEST_DOCUMENT["state.json"]}),
     "metrics": ([{"": 1}], [{"step": []}, {"step": 1}], [{"step": "1"}]),

@@ -34,7 +34,7 @@ from tests.train.tiny_run import CONFIG, RECORD, settings, small_model
 
 EXAMPLES = 4
 STEP = "step-000002"
-STATE = {
+STATE: dict[str, Any] = {
     "step": 2,
     "stream": {"position": 2, "row": 0, "examples": [EXAMPLES]},
     "log": {"total_tokens": 80, "loads": {"0": [1, 2, 3, 4]}},

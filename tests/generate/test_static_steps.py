@@ -259,3 +259,5 @@ def test_models_without_static_steps_are_refused(toy_model: Any) -> None:
     assert isinstance(layer, QuantizedLinear)
     layer.parts = StreamedParts([layer.stored()], torch.device("cpu"))
     assert static_obstacle(streamed) == "weights are streamed from the checkpoint"
+    layer.parts, layer.fp8_inputs = None, True
+    assert static_obstacle(streamed) == "numerics: serving rounds the inputs of quantized weights to FP8"
