@@ -59,7 +59,7 @@ class DecodeEngine:
             rooms: those of an earlier engine of the model with the same options, which are not measured again: what
                 other caches take now is not taken for good.
             static_steps: run decode steps in static shapes, on a GPU as captured CUDA graphs, on copies of the caches:
-                of a whole model with plain weights on one device.
+                of a whole model on one device; `static_obstacle` has the exceptions.
 
         Raises:
             ValueError: a request is invalid, is longer than the model's context or can never fit into `memory`, or the

@@ -126,6 +126,7 @@ class QuantizedMatrix(QuantizedWeight):
 
     def gathered(self, x_PI: Tensor, experts_P: Tensor) -> Tensor:
         """`[P, O]` for few pairs, in shapes that do not depend on their experts; not of streamed weights."""
+        assert not self.fp8_inputs, "static steps were refused"
         if self.scale is None:
             return gathered_linear(x_PI, experts_P, self.weight)
         stored = from_parameters(self.weight, self.scale)

@@ -23,7 +23,9 @@ from seektune.sequence import TEACHER_IDS, TEACHER_LOGPROBS, Batch
 RECORD = "teacher.json"
 IDENTITY = "made of"
 COMPLETE = "complete for"
+"""In the record: the numbers of all parts when the documents of some data were complete, by its digest."""
 PART = "part-{:05}.safetensors"
+PART_FILES = "part-[0-9][0-9][0-9][0-9][0-9].safetensors"
 
 
 class TopTokens(NamedTuple):
@@ -72,15 +74,16 @@ class TeacherFiles:
         """
         self.folder = folder
         self.parts = 0
+        """One more than the last part's number; parts before it can be missing."""
         self._opened: dict[int, Any] = {}
         digests: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         places: list[NDArray[np.int64]] = [np.empty((0, 3), np.int64)]
-        while (file := folder / PART.format(self.parts)).is_file():
-            own, counts = _documents_of(file)
+        for number in part_numbers(folder):
+            own, counts = _documents_of(folder / PART.format(number))
             begins = np.cumsum(counts, dtype=np.int64) - counts
             digests.append(own)
-            places.append(np.stack([np.full_like(begins, self.parts), begins, begins + counts], axis=1))
-            self.parts += 1
+            places.append(np.stack([np.full_like(begins, number), begins, begins + counts], axis=1))
+            self.parts = number + 1
         self.digests_U, first = np.unique(np.concatenate(digests), return_index=True)
         self._places = np.concatenate(places)[first]
 
@@ -94,6 +97,11 @@ class TeacherFiles:
             self._opened[part] = safe_open(self.folder / PART.format(part), "pt")
         ids, logprobs = (self._opened[part].get_slice(name)[begin:end] for name in ("ids", "logprobs"))
         return ids, logprobs
+
+
+def part_numbers(folder: Path) -> list[int]:
+    """The numbers of the parts in a folder, in order."""
+    return sorted(int(file.stem.removeprefix("part-")) for file in folder.glob(PART_FILES))
 
 
 def write_part(folder: Path, number: int, found: TopTokens) -> None:
@@ -164,7 +172,7 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
         check_identity(folder, identity)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECORD, {IDENTITY: dict(identity), COMPLETE: []})
+    write_json(folder / RECORD, {IDENTITY: dict(identity), COMPLETE: {}})
 
 
 def check_identity(folder: Path, wanted: Mapping[str, Any]) -> None:
@@ -183,8 +191,13 @@ def check_identity(folder: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def is_complete(folder: Path, data: str) -> bool:
-    """Whether all documents of this data, by its digest, are there."""
-    return data in read_json(folder / RECORD)[COMPLETE]
+    """Whether all documents of this data, by its digest, are there: no part has been removed since."""
+    return part_numbers(folder) == _complete(folder).get(data)
+
+
+def _complete(folder: Path) -> dict[str, Any]:
+    found = read_json(folder / RECORD).get(COMPLETE)
+    return found if isinstance(found, dict) else {}
 
 
 def set_complete(folder: Path, data: str) -> None:
@@ -194,4 +207,4 @@ def set_complete(folder: Path, data: str) -> None:
         OSError: it could not be written.
     """
     record = read_json(folder / RECORD)
-    write_json(folder / RECORD, {**record, COMPLETE: [*record[COMPLETE], data]})
+    write_json(folder / RECORD, {**record, COMPLETE: {**_complete(folder), data: part_numbers(folder)}})

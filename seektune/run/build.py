@@ -76,7 +76,7 @@ def check_sources(recipe: Recipe, config: DeepseekV4Config) -> None:
     if recipe.model.weights is not None:
         folder = locate(recipe.model.weights)
         check_fit(FolderSource(folder), checkpoint_shapes(config), folder)
-    for wanted in recipe.objective.frozen_models:
+    for wanted in recipe.objective.named_models:
         check_frozen(wanted, config)
     if recipe.lora.adapter is not None:
         with naming("lora.adapter"):

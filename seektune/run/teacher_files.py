@@ -34,6 +34,7 @@ from seektune.run.frozen_models import check_frozen, load_frozen
 from seektune.run.named_key import locate_named, naming
 from seektune.run.run_dir import locked
 from seektune.sequence import Batch
+from seektune.signals import Interrupted
 from seektune.train.objective_section import FrozenModel
 from seektune.train.objectives import DistillConfig
 
@@ -73,6 +74,7 @@ def fill_teacher_files(run: RunContext, data: TrainData) -> None:
         if not run.mesh.ranks.first(lambda: is_complete(folder, key)):
             with ExitStack() as stack:
                 run.mesh.ranks.first(lambda: stack.enter_context(locked(folder, f"{folder}: {BUSY}")))
+                run.mesh.ranks.first(lambda: check_identity(folder, identity))
                 there = run.mesh.ranks.first(lambda: _there(folder))
                 _Filling(run, wanted, section, folder, *there).fill(data)
                 run.mesh.ranks.first(lambda: set_complete(folder, key))
@@ -127,7 +129,8 @@ def _weights_of(run: RunContext, wanted: FrozenModel) -> str:
 
 
 def _data_key(data: TrainData, batch: BatchConfig) -> str:
-    return hashlib.sha256(json.dumps([data.digest, batch.length, batch.overlong]).encode()).hexdigest()
+    shares = [each.held_out_share for each in data.streams]  # `digest` knows the rows of others only
+    return hashlib.sha256(json.dumps([data.digest, shares, batch.length, batch.overlong]).encode()).hexdigest()
 
 
 def _there(folder: Path) -> tuple[int, set[int]]:
@@ -163,9 +166,12 @@ class _Filling:
             missing = {each.digest for each in taught_documents(batch)} - self._there
             if missing:
                 self._compute(batch, missing)
-            self._run.stop_if_signalled()
-        if self._found:
-            self._write()
+            try:
+                self._run.stop_if_signalled()
+            except Interrupted:
+                self._write()
+                raise
+        self._write()
 
     def _compute(self, batch: Batch, missing: set[int]) -> None:
         if self._teacher is None:
@@ -178,6 +184,8 @@ class _Filling:
             self._write()
 
     def _write(self) -> None:
+        if not self._found:
+            return
         part = TopTokens.joined(self._found)
         self._run.mesh.ranks.first(partial(write_part, self._folder, self._parts, part))
         self._parts += 1

@@ -1,6 +1,7 @@
 """The command `validate`: checks a recipe's weights, licence, tokenizer, data and layout without a GPU."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -111,8 +112,8 @@ def _weights(recipe: Recipe, config: DeepseekV4Config | None) -> Iterator[Findin
 
 def _frozen(recipe: Recipe, config: DeepseekV4Config | None) -> Iterator[Finding]:
     """The checkpoints that run beside the model; nothing is downloaded."""
-    for wanted in recipe.objective.frozen_models:
-        if config is None or (not Path(wanted.checkpoint).exists() and is_hub_id(wanted.checkpoint)):
+    for wanted in recipe.objective.named_models:
+        if config is None or (not os.path.exists(wanted.checkpoint) and is_hub_id(wanted.checkpoint)):
             yield Finding(wanted.key, UNKNOWN, f"{wanted.checkpoint} is looked at when training begins")
         else:
             yield _tried(wanted.key, partial(_fits, wanted, config))

@@ -166,6 +166,16 @@ def failing(x: Tensor) -> Tensor:
     raise RuntimeError("no kernel image")
 
 
+def test_a_choice_does_not_change_in_a_process(tmp_path: Path):
+    file = tmp_path / "gpu.json"
+    choices = choice.Choices(file)
+    assert choices.get("a", lambda: "theirs") == "theirs"
+    file.write_text(json.dumps({"a": "ours", "c": "ours"}))  # another job on this machine
+    assert choices.get("b", lambda: "theirs") == "theirs"
+    assert choices.get("a", lambda: "ours") == "theirs"
+    assert json.loads(file.read_text()) == {"a": "ours", "b": "theirs", "c": "ours"}
+
+
 def test_one_that_raises_loses_and_a_lack_of_memory_ends_the_run(tmp_path: Path):
     arguments = (torch.zeros(4, 8),)
     rest = arguments, False, choice.Choices(tmp_path / "gpu.json"), lambda work: float(work() is not None)

@@ -15,7 +15,7 @@ from seektune.io.jsonl import as_line
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.teacher_files import FiledTeacher, TeacherFiles
+from seektune.parallel.teacher_files import COMPLETE, FiledTeacher, TeacherFiles
 from seektune.recipe.checks import check_architecture
 from seektune.recipe.objective_checks import check_objective
 from seektune.recipe.recipe import Recipe
@@ -157,6 +157,11 @@ def test_a_stopped_computation_continues(
     found = list(columns(distilling(), data, tmp_path))
     shutil.rmtree(tmp_path / "files")
     monkeypatch.setattr(teacher_files, "PART_NUMBERS", 2**20)
+    passes.clear()
+    with pytest.raises(Interrupted):
+        filled(distilling(), tmp_path, Stopping())
+    assert TeacherFiles(tmp_path / "files").parts == 1, "what was computed before the signal is kept"
+    shutil.rmtree(tmp_path / "files")
     filled(distilling(), tmp_path)
     assert TeacherFiles(tmp_path / "files").parts == 1
     for stopped, whole in zip(found, columns(distilling(), data, tmp_path), strict=True):
@@ -203,11 +208,14 @@ def test_damaged_files_and_those_in_use_are_named(distilling: Make, tmp_path: Pa
     with pytest.raises(ValueError, match=r"part-00000\.safetensors is damaged .*remove it"):
         TeacherFiles(tmp_path / "files")
     whole.unlink()
-    shorter = distilling(batch={"length": 161})
+    filled(distilling(), tmp_path)
+    assert len(TeacherFiles(tmp_path / "files").digests_U) == 19, "removed parts are computed again"
+    record = tmp_path / "files" / "teacher.json"
+    record.write_text(record.read_text(encoding="utf-8").replace(COMPLETE, "edited"), encoding="utf-8")
     with (
         locked(tmp_path / "files", "unused"),
         pytest.raises(ValueError, match="another process computes these files; let it finish"),
     ):
-        filled(shorter, tmp_path)
-    filled(shorter, tmp_path)
+        filled(distilling(), tmp_path)
+    filled(distilling(), tmp_path)
     assert len(TeacherFiles(tmp_path / "files").digests_U) == 19

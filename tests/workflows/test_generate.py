@@ -14,7 +14,6 @@ from seektune import encode_messages
 from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.data.chat_format.tokens import EOS
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.sampling_params import Sampling
 from seektune.generate.session import GenerateOptions, Session, choose_encoding
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -230,10 +229,10 @@ def test_a_job_that_was_broken_off_goes_on(
     whole = answered(folder, tmp_path, rows, setting, output)
     out.unlink()
 
-    def broken_off(model: Any, tokenizer: Any, requests: Any, *rest: Any, memory: CacheLimit) -> Any:
+    def broken_off(model: Any, tokenizer: Any, requests: Any, *rest: Any, **options: Any) -> Any:
         if len(out.read_text(encoding="utf-8").splitlines()) == 4:
             raise KeyboardInterrupt
-        return many(model, tokenizer, requests, *rest, memory=memory)
+        return many(model, tokenizer, requests, *rest, **options)
 
     def begun() -> None:
         monkeypatch.setattr(generate, "generate_all", broken_off)

@@ -104,8 +104,7 @@ class Choices:
 
     def __init__(self, file: Path):
         self._file = file
-        self._known: dict[str, str] = {}
-        self._settled: set[str] = set()
+        self._settled: dict[str, str] = {}
 
     @classmethod
     @cache
@@ -114,20 +113,23 @@ class Choices:
         return cls(file)
 
     def get(self, key: str, measure: Callable[[], str]) -> str:
-        """The choice of a shape: of the job, else of the file, else measured; written for all later runs."""
+        """The choice of a shape, which does not change in a process: of the job, else of the file, else measured.
+
+        What is measured is written for all later runs.
+        """
         if key not in self._settled:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.with_suffix(".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                self._known |= self._read()
-                self._settle(key, of_job(key, lambda: self._known[key] if key in self._known else measure()))
-        return self._known[key]
+                self._settled[key] = of_job(key, lambda: self._of_machine(key, measure))
+        return self._settled[key]
 
-    def _settle(self, key: str, choice: str) -> None:
-        self._settled.add(key)
-        if self._known.get(key) != choice:
-            self._known[key] = choice
-            write_atomically(self._file, json.dumps(self._known, indent=1) + "\n")
+    def _of_machine(self, key: str, measure: Callable[[], str]) -> str:
+        known = self._read()
+        if key not in known:
+            known[key] = measure()
+            write_atomically(self._file, json.dumps(known, indent=1) + "\n")
+        return known[key]
 
     def _read(self) -> dict[str, str]:
         try:

@@ -21,8 +21,6 @@ GAMMA = 0.18
 """RMS of an update of Muon, close to that of AdamW, so that both take one learning rate."""
 CACHED = 2**20
 """Bytes of matrices that a CPU iterates on at once, so that they stay in its cache."""
-PART = 2**16
-"""Elements that a CPU updates at once, for the same reason."""
 MATRICES = "matrices"
 """Setting of a group: how many matrices the rows of a 2-dim parameter are; 0 if AdamW trains the group."""
 Chosen: TypeAlias = tuple[Tensor, dict[str, Any], tuple[int, int]]
@@ -81,8 +79,7 @@ class Muon(AdamW):
     def _update_matrices(self, chosen: Sequence[Chosen]) -> None:
         for parameter, _, _ in chosen:
             momentum = self.counted(parameter)["momentum"]
-            for gradient, before in in_cache(local(parameter.grad), momentum):  # type: ignore[arg-type]
-                torch.add(gradient.float(), before, alpha=self._momentum, out=before)
+            torch.add(local(parameter.grad), momentum, alpha=self._momentum, out=momentum)  # type: ignore[arg-type]
 
         def read(unit: Unit) -> Tensor:
             return self._direction(chosen[unit.parameter][0], unit)
@@ -98,9 +95,7 @@ class Muon(AdamW):
         gradient = local(parameter.grad)[part]  # type: ignore[arg-type]
         momentum = self.state[parameter]["momentum"][part]
         ahead = torch.empty_like(momentum, dtype=parameter.dtype)
-        for out, *terms in in_cache(ahead, gradient, momentum):
-            out.copy_(torch.add(terms[0].float(), terms[1], alpha=self._momentum))
-        return ahead.to(_device_of(parameter))
+        return torch.add(gradient, momentum, alpha=self._momentum, out=ahead).to(_device_of(parameter))
 
     def _orthogonalized(self, matrices: list[Tensor]) -> list[Tensor]:
         """The matrices orthogonalised, small ones of one shape together."""
@@ -137,10 +132,8 @@ class Muon(AdamW):
         place = index if unit.index is None else (*index, unit.index)
         scale = GAMMA * sqrt(max(unit.shape[1:]))
         with self.fp32_weight(parameter, group, place, part) as weight:
-            moved = piece.to(weight.device).reshape(weight.shape)
-            for own, step in in_cache(weight, moved):
-                own.mul_(1 - group["lr"] * group["weight_decay"])
-                own.add_(step.float(), alpha=-group["lr"] * scale)
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.add_(piece.to(weight.device).reshape(weight.shape), alpha=-group["lr"] * scale)
 
     def _make_rounds(self, chosen: Sequence[Chosen]) -> list[MatrixRound]:
         """The rounds of the parameters that have gradients; those of one step serve the next ones too."""
@@ -148,19 +141,6 @@ class Muon(AdamW):
         if key not in self._rounds:
             self._rounds[key] = list(plan_rounds(chosen, self._mesh_of, self._round_elements))
         return self._rounds[key]
-
-
-def in_cache(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of tensors of one shape that fit into a CPU's cache together, so that casts do not reach memory.
-
-    On GPUs, and of few elements, the tensors as they are.
-    """
-    first = tensors[0]
-    if first.device.type != "cpu" or first.numel() <= PART:
-        yield tensors
-        return
-    rows = max(1, PART * len(first) // first.numel())
-    yield from zip(*(x.split(rows) for x in tensors), strict=True)
 
 
 def plan_rounds(chosen: Sequence[Chosen], mesh_of: MeshOf, elements: int) -> Iterable[MatrixRound]:
