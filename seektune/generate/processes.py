@@ -6,6 +6,7 @@ from math import gcd
 import torch
 
 from seektune.generate.ranks import MeshRanks
+from seektune.model.choices import NumericsName
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.dims import ParallelDims, divisors
 from seektune.parallel.mesh import Mesh
@@ -50,15 +51,20 @@ class DecodeProcesses:
         if wanted and self.pp_size > 1:
             raise ValueError(f"{flag} does not work with --pp={self.pp_size}; leave one of them out")
 
-    def check_static_steps(self, wanted: bool, speculative: bool) -> None:
+    def check_static_steps(self, wanted: bool, speculative: bool, numerics: NumericsName = "plain") -> None:
         """Check, before weights are loaded, that an engine here can have static steps if they are wanted.
 
         Raises:
             ValueError: it cannot.
         """
-        if wanted and (speculative or self.slot.world > 1):
-            other = "--speculative" if speculative else f"{self.slot.world} processes"
-            raise ValueError(f"--cuda-graphs does not work with {other}; leave it out")
+        obstacles = {
+            "--speculative": speculative,
+            f"{self.slot.world} processes": self.slot.world > 1,
+            "--numerics serving": numerics == "serving",
+        }
+        for other, there in obstacles.items():
+            if wanted and there:
+                raise ValueError(f"--cuda-graphs does not work with {other}; leave it out")
 
 
 ONE_PROCESS = DecodeProcesses()

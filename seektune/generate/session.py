@@ -195,7 +195,7 @@ class Session:
         self.setting = setting
         self.encoding = choose_encoding(name, setting.encoding)
         find_encoding(self.encoding).effort(setting.reasoning_effort)
-        processes.check_static_steps(setting.static_steps, setting.speculative)
+        processes.check_static_steps(setting.static_steps, setting.speculative, setting.reading.numerics)
         self._vocab_size = DeepseekV4Config.from_pretrained(locate(name)).vocab_size
         self.tokenizer: Tokenizer = load_tokenizer(self._vocab_size)
         self._grammar(thinking=setting.thinking)  # a mistake is reported before weights are loaded

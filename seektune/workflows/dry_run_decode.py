@@ -77,7 +77,9 @@ def dry_run_decode(
     """
     config, kind_of = known_architecture(model)
     kinds = kind_of if reading.quantized else None
-    DecodeProcesses(ProcessSlot(layout.world)).check_static_steps(caches.static_steps, caches.speculative)
+    DecodeProcesses(ProcessSlot(layout.world)).check_static_steps(
+        caches.static_steps, caches.speculative, reading.numerics
+    )
     dims = decode_dims(layout.world, layout.ep_size, layout.pp_size, config)
     memory = known_gpu(layout.gpu, layout.world).memory
     say(f"{dims.world} x {layout.gpu}: {dims}, {size(memory)} of memory each")

@@ -39,7 +39,7 @@ def serve(model: str, reading: LoadOptions, service: ServeConfig, processes: Dec
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ValueError(f"serving needs {' and '.join(missing)}: pip install 'seektune[serve]'")
-    processes.check_static_steps(service.static_steps, service.speculative)
+    processes.check_static_steps(service.static_steps, service.speculative, reading.numerics)
     if not processes.is_main:
         meshes = _meshes(model, reading, service, processes)
         next(iter(meshes.values())).follow()

@@ -16,6 +16,7 @@ from seektune.cli.processes import DecodeFlags
 from seektune.generate import worker
 from seektune.generate.cache_limit import CacheLimit, CacheUse
 from seektune.generate.engine import DecodeEngine
+from seektune.generate.processes import ONE_PROCESS
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
 from seektune.generate.session import LoadOptions
@@ -162,6 +163,8 @@ def test_a_dry_run_reads_the_options_of_caches(folder: Path, capsys: pytest.Capt
     assert "caches and the copies for static steps and of a batch have" in shown(CacheUse(static_steps=True))
     with pytest.raises(ValueError, match="--cuda-graphs does not work with --speculative; leave it out"):
         shown(CacheUse(static_steps=True, speculative=True))
+    with pytest.raises(ValueError, match="--cuda-graphs does not work with --numerics serving; leave it out"):
+        ONE_PROCESS.check_static_steps(True, speculative=False, numerics="serving")
     assert len({shown(CacheUse(longest=400, speculative=drafts), engines) for drafts, engines in CASES}) == len(CASES)
 
 
