@@ -115,21 +115,18 @@ class Choices:
     def get(self, key: str, measure: Callable[[], str]) -> str:
         """The choice of a shape, which does not change in a process: of the job, else of the file, else measured.
 
-        What is measured is written for all later runs.
+        It is written for all later runs.
         """
         if key not in self._settled:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.with_suffix(".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                self._settled[key] = of_job(key, lambda: self._of_machine(key, measure))
+                known = self._read()
+                self._settled[key] = of_job(key, lambda: known[key] if key in known else measure())
+                if known.get(key) != self._settled[key]:
+                    known[key] = self._settled[key]
+                    write_atomically(self._file, json.dumps(known, indent=1) + "\n")
         return self._settled[key]
-
-    def _of_machine(self, key: str, measure: Callable[[], str]) -> str:
-        known = self._read()
-        if key not in known:
-            known[key] = measure()
-            write_atomically(self._file, json.dumps(known, indent=1) + "\n")
-        return known[key]
 
     def _read(self) -> dict[str, str]:
         try:
