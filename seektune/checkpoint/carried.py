@@ -37,7 +37,7 @@ def carried_names(names: Collection[str]) -> frozenset[str]:
 def carried_digest(folder: Path) -> str:
     """SHA-256 of the small tensors of a folder's DSpark stages: norms, biases, the confidence head and others.
 
-    It tells releases of equal shapes apart, and reads no experts.
+    Releases of equal shapes have different digests. Experts are not read.
 
     Raises:
         ValueError: a file is missing or damaged.

@@ -108,7 +108,7 @@ class Mixture:
 
 def block_shares(weights: Sequence[float], size: int = BLOCK) -> list[int]:
     """Positions of a block of `size` for each dataset: rounded by the largest remainders, at least one each."""
-    # a sum of huge weights is no number
+    # the sum of huge weights is infinite
     relative = np.array(weights) if np.isfinite(sum(weights)) else np.array(weights) / max(weights)
     exact = relative / sum(relative) * (size - len(weights))
     shares = np.floor(exact).astype(int)

@@ -116,7 +116,7 @@ class ServedModel:
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    """What a token of a chat is called; by its bytes where its text is no whole character."""
+    """The text of a token of a chat, or its bytes where they are not a whole character."""
     text = str(entry["token"])
     found = entry.get("bytes")
     return name_of_bytes(bytes(found)) if "\ufffd" in text and found else text

@@ -28,7 +28,7 @@ class BatchRows:
 
 
 def padded_rows(rows: int) -> int:
-    """The rows of static steps for so many sequences: the next power of two."""
+    """The rows of a static step for a number of sequences: the next power of two."""
     return 1 << (rows - 1).bit_length()
 
 

@@ -113,7 +113,7 @@ class RunningBatch:
         """Let the caches hold rows of that many tokens, as far as they may grow.
 
         Raises:
-            RuntimeError: there is no memory.
+            RuntimeError: memory is exhausted.
         """
         for cache in (self.cache, self.draft_cache):
             if cache is not None:

@@ -61,7 +61,7 @@ def make_static_steps(model: DecodableModel, options: EngineOptions) -> "StaticS
 
 @dataclass(frozen=True)
 class RowsStep:
-    """The step of so many rows of the buffers."""
+    """The step for a number of rows of the buffers."""
 
     cache: StaticCache
     tokens_R1: Tensor
@@ -117,7 +117,7 @@ class StaticSteps:
 
         Raises:
             ValueError: the cache has no room.
-            RuntimeError: there is no memory.
+            RuntimeError: memory is exhausted.
         """
         if max(cache.lengths) >= cache.room:
             self.write_back()
